@@ -1,0 +1,397 @@
+/*
+ * The launcher: what stands between the program and a sandboxed process.
+ *
+ * It is freestanding (no libc, no allocation, no environment) so that it starts in the time of one
+ * exec, has nothing in its memory that came from the program, and stays small
+ * enough to be pid 1 of every sandbox. It reads records (protocol.h), checks
+ * that they stay within their bounds, carries them out in order, and reports
+ * the first that fails.
+ */
+#include "decode.h"
+#include "syscall.h"
+
+#include <linux/close_range.h>
+#include <linux/sched.h>
+
+#define O_WRONLY	1
+#define O_CLOEXEC	02000000
+#define EINTR		4
+#define EAGAIN		11
+#define ENOENT		2
+#define EACCES		13
+#define ENOTDIR		20
+#define EINVAL		22
+#define EPIPE		32
+#define EPERM		1
+#define ENOSYS		38
+#define EXDEV		18
+#define ECONNREFUSED	111
+#define SIGCHLD		17
+#define POLLIN		1
+#define MSG_NOSIGNAL	0x4000
+#define MSG_CMSG_CLOEXEC 0x40000000
+#define SOL_SOCKET	1
+#define SCM_RIGHTS	1
+#define PROT_READ	1
+#define PROT_WRITE	2
+#define MAP_PRIVATE	2
+#define MAP_ANONYMOUS	0x20
+#define SEEK_END	2
+#define AT_FDCWD	(-100)
+#define SIG_SETMASK	2
+
+struct iovec { void *base; uint64_t len; };
+struct msghdr {
+	void *name; uint32_t namelen; struct iovec *iov; uint64_t iovlen;
+	void *control; uint64_t controllen; int32_t flags;
+};
+struct cmsg { uint64_t len; int32_t level, type; int32_t fd; int32_t pad; };
+struct pollfd { int32_t fd; int16_t events, revents; };
+struct timespec { int64_t sec, nsec; };
+
+static int32_t child;		/* the last that was cloned */
+
+/* ---- reports ------------------------------------------------------------ */
+
+static void report(uint32_t kind, uint32_t index, long error, long value, long fd)
+{
+	struct sbx_report r = { kind, index, (int32_t)error, (int32_t)value };
+	struct iovec iov = { &r, sizeof r };
+	struct cmsg c = { 20, SOL_SOCKET, SCM_RIGHTS, (int32_t)fd, 0 };
+	struct msghdr m = { 0, 0, &iov, 1, 0, 0, 0 };
+
+	if (fd >= 0) {
+		m.control = &c;
+		m.controllen = sizeof c;
+	}
+	/* Nothing can be done when the program has gone: it will not miss the word. */
+	while (sys3(SYS_sendmsg, SBX_CONTROL, (long)&m, MSG_NOSIGNAL) == -EINTR)
+		;
+}
+
+static __attribute__((noreturn)) void quit(int status)
+{
+	for (;;)
+		sys1(SYS_exit_group, status);
+}
+
+/* ---- operations --------------------------------------------------------- */
+
+static long place(long fd, int32_t out)
+{
+	long rv;
+
+	if (out < 0 || fd < 0 || fd == out)
+		return fd;
+	rv = sys3(SYS_dup3, fd, out, O_CLOEXEC);
+	sys1(SYS_close, fd);
+	return rv;
+}
+
+static long write_all(long fd, const char *data, uint64_t len)
+{
+	/* One write: the files of /proc and of cgroupfs take a value whole or not at all. */
+	long rv = sys3(SYS_write, fd, (long)data, (long)len);
+
+	if (rv >= 0 && (uint64_t)rv != len)
+		return -EINVAL;
+	return rv;
+}
+
+static long write_file(long dir, const char *path, long flags, long mode, const char *data, uint64_t len)
+{
+	long fd = sys4(SYS_openat, dir, (long)path, flags | O_CLOEXEC, mode), rv;
+
+	if (fd < 0)
+		return fd;
+	rv = write_all(fd, data, len);
+	sys1(SYS_close, fd);
+	return rv < 0 ? rv : 0;
+}
+
+/* "/proc/<child>/<name>"; the check has seen to it that *name* ends. */
+static char *child_path(char path[64], const char *name)
+{
+	static const char proc[] = "/proc/";
+	char digits[12];
+	int at = 0, n = 0;
+	int32_t pid = child;
+
+	for (; proc[at]; at++)
+		path[at] = proc[at];
+	do {
+		digits[n++] = (char)('0' + pid % 10);
+	} while (pid /= 10);
+	while (n)
+		path[at++] = digits[--n];
+	path[at++] = '/';
+	while (*name && at < 63)
+		path[at++] = *name++;
+	path[at] = 0;
+	return path;
+}
+
+static long call(struct sbx_record *r, uint64_t *a)
+{
+	int tries = 1000;
+	long rv = 0;
+
+	if (!(r->flags & SBX_EACH)) {
+		do {	/* a rename or mount anywhere on the machine unsettles openat2's look at ".." */
+			rv = sys6(r->nr, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+		} while (rv == -EAGAIN && r->nr == SYS_openat2 && --tries);
+		return rv;
+	}
+	for (uint64_t bit = 0, left = a[5]; left && rv >= 0; bit++, left >>= 1)
+		if (left & 1)
+			rv = sys6(r->nr, (long)a[0], (long)bit, (long)a[2], (long)a[3], (long)a[4], 0);
+	return rv;
+}
+
+static void reset_signals(void)
+{
+	/* An ignored signal survives exec; whoever is started here begins with none ignored. */
+	struct { uint64_t handler, flags, restorer, mask; } action = { 0, 0, 0, 0 };
+
+	for (int n = 1; n <= 64; n++)
+		sys4(SYS_rt_sigaction, n, (long)&action, 0, 8);
+}
+
+static void ignore_children(void)
+{
+	/* With SIGCHLD ignored the kernel reaps orphans itself: no wake-up, no zombie. */
+	struct { uint64_t handler, flags, restorer, mask; } action = { 1, 0, 0, 0 };
+
+	sys4(SYS_rt_sigaction, SIGCHLD, (long)&action, 0, 8);
+}
+
+static __attribute__((noreturn)) void be_init(int32_t owner, uint64_t ms, void *program, uint64_t size)
+{
+	struct pollfd p = { owner, POLLIN, 0 };
+	struct timespec left = { (int64_t)(ms / 1000), (int64_t)(ms % 1000) * 1000000 };
+	long rv;
+
+	sys2(SYS_munmap, (long)program, (long)size);
+	ignore_children();
+	do {	/* the kernel writes back what is left of the time */
+		rv = sys5(SYS_ppoll, (long)&p, 1, ms ? (long)&left : 0, 0, 8);
+	} while (rv < 0);
+	quit(rv ? 0 : SBX_LIFETIME_OVER);	/* and the kernel kills all that is left in the PID namespace */
+}
+
+static long connect_until(long fd, const void *address, long len, uint64_t ms)
+{
+	/* A listening socket tells nobody that it has begun to listen. */
+	for (uint64_t waited = 0, pause = 1;; waited += pause, pause = pause < 16 ? pause * 2 : 16) {
+		struct timespec t = { 0, (int64_t)pause * 1000000 };
+		long rv = sys3(SYS_connect, fd, (long)address, len);
+
+		if ((rv != -ECONNREFUSED && rv != -ENOENT) || waited >= ms)
+			return rv;
+		sys2(SYS_nanosleep, (long)&t, 0);
+	}
+}
+
+static long execute(struct sbx_record *r, int *report_value)
+{
+	uint64_t paths = r->args[0], argc = r->args[1], envc = r->args[2], mask = 0;
+	char *text = (char *)r + r->args[3], *path = text;
+	long rv, best = -ENOENT, best_path = 0;
+	char **vector;
+
+	rv = sys6(SYS_mmap, 0, (long)((argc + envc + 2) * sizeof *vector), PROT_READ | PROT_WRITE,
+		  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (rv < 0 && rv > -4096)
+		return rv;
+	vector = (char **)rv;
+	for (uint64_t i = 0; i < paths; i++)
+		text = next_string(text);
+	for (uint64_t i = 0; i < argc; i++, text = next_string(text))
+		vector[i] = text;
+	for (uint64_t i = 0; i < envc; i++, text = next_string(text))
+		vector[argc + 1 + i] = text;
+	vector[argc] = vector[argc + 1 + envc] = 0;
+
+	sys4(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8);
+	for (uint64_t i = 0; i < paths; i++, path = next_string(path)) {
+		rv = sys3(SYS_execve, (long)path, (long)vector, (long)(vector + argc + 1));
+		if (rv == -ENOENT && sys3(SYS_faccessat, AT_FDCWD, (long)path, 0) == 0) {
+			*report_value = (int)i | SBX_INTERPRETER;
+			return rv;
+		}
+		/* As execvp(3): go on past what is not there, but remember what was not allowed. */
+		if (rv == -EACCES) {
+			best = rv;
+			best_path = (long)i;
+		} else if (rv != -ENOENT && rv != -ENOTDIR) {
+			*report_value = (int)i;
+			return rv;
+		}
+	}
+	*report_value = (int)best_path;
+	return best;
+}
+
+static long run(char *at, char *end, char *mapping, uint64_t mapped, int serving);
+
+/*
+ * With CLONE_VM the child runs on this very stack while CLONE_VFORK holds the
+ * parent. That is safe because the child never returns from here, and all that
+ * it calls lies below this frame (the file is built without a red zone).
+ */
+static __attribute__((noinline)) long clone_and_run(struct sbx_record *r, char *from, char *mapping, uint64_t mapped)
+{
+	struct clone_args args = { .flags = r->args[0], .exit_signal = SIGCHLD };
+	long rv;
+
+	if (args.flags & CLONE_PARENT)
+		args.exit_signal = 0;	/* inherited; clone3 refuses another one */
+	if (args.flags & CLONE_INTO_CGROUP)
+		args.cgroup = r->args[1];
+	rv = sys2(SYS_clone3, (long)&args, sizeof args);
+	if ((rv == -ENOSYS || rv == -EPERM) && !(args.flags >> 32) && !(args.flags & CLONE_NEWTIME))
+		/*
+		 * Container engines hide clone3 behind ENOSYS, or refuse it, to be able to filter clone's
+		 * flags. Where it is the namespaces that are forbidden, clone says so once more.
+		 */
+		rv = sys5(SYS_clone, (long)(args.flags | (args.flags & CLONE_PARENT ? 0 : SIGCHLD)), 0, 0, 0, 0);
+	if (rv == 0) {
+		run(from, from + r->args[2], mapping, mapped, 0);
+		quit(1);
+	}
+	return rv;
+}
+
+static long carry_out(struct sbx_record *r, char *mapping, uint64_t mapped, int *value)
+{
+	char *base = (char *)r, path[64];
+	uint64_t a[6];
+
+	for (int i = 0; i < 6; i++)
+		a[i] = r->args[i] + (r->pointers >> i & 1 ? (uint64_t)base : 0);
+	switch (r->op) {
+	case SBX_SYSCALL:
+		return place(call(r, a), r->out);
+	case SBX_WRITE:
+		return write_file((long)a[0], (char *)a[1], (long)a[2], (long)a[3], (char *)a[4], a[5]);
+	case SBX_POINTER:
+		*(uint64_t *)(base + r->size + r->args[0]) = (uint64_t)(base + r->size + r->args[1]);
+		return 0;
+	case SBX_CLONE: {
+		long rv = clone_and_run(r, base + r->size, mapping, mapped);
+
+		child = (int32_t)rv;
+		return rv;
+	}
+	case SBX_CHILD_WRITE:
+		return write_file(AT_FDCWD, child_path(path, (char *)a[1]), O_WRONLY, 0, (char *)a[4], a[5]);
+	case SBX_CHILD_OPEN:
+		return place(sys4(SYS_openat, AT_FDCWD, (long)child_path(path, (char *)a[1]), (long)a[2] | O_CLOEXEC, 0), r->out);
+	case SBX_REPORT:
+		report((uint32_t)a[0], r->index, 0, child, (int32_t)a[1]);
+		return 0;
+	case SBX_EXEC:
+		return execute(r, value);
+	case SBX_CONNECT:
+		return connect_until((long)a[0], (void *)a[1], (long)a[2], a[3]);
+	case SBX_INIT:
+		be_init((int32_t)a[0], a[1], mapping, mapped);
+	default:
+		return -EINVAL;
+	}
+}
+
+static void serve(void)
+{
+	/* Each message is a whole program; the sender keeps it below this. */
+	static char buffer[SBX_SERVE_SIZE] __attribute__((aligned(8)));
+
+	for (;;) {
+		long n = sys6(SYS_recvfrom, SBX_CONTROL, (long)buffer, sizeof buffer, 0, 0, 0);
+
+		if (n == -EINTR)
+			continue;
+		if (n <= 0)
+			quit(0);
+		if (!check_program(buffer, (uint64_t)n, 1)) {
+			report(SBX_FAILED, 0, EINVAL, 0, -1);
+			continue;
+		}
+		n = run(buffer, buffer + n, buffer, sizeof buffer, 1);
+		if (n >= 0)
+			report(SBX_DONE, 0, 0, n, -1);
+	}
+}
+
+/* Carry out the records from *at* to *end*. Returns the last result, or -errno when serving. */
+static long run(char *at, char *end, char *mapping, uint64_t mapped, int serving)
+{
+	long rv = 0;
+
+	while (at < end) {
+		struct sbx_record *r = (struct sbx_record *)at;
+		int value = 0;
+
+		if (r->op == SBX_SERVE)
+			serve();
+		rv = carry_out(r, mapping, mapped, &value);
+		if (rv == 0 && r->flags & SBX_POSITIVE)
+			rv = -EPIPE;
+		if (rv >= 0 && r->flags & SBX_ABSOLUTE && *((char *)r + r->args[0]) != '/')
+			rv = -EXDEV;
+		if (rv < 0 && -rv != r->ignore[0] && -rv != r->ignore[1]) {
+			report(r->op == SBX_EXEC ? SBX_NOT_FOUND : SBX_FAILED, r->index, -rv, value, -1);
+			if (serving)
+				return rv;
+			quit(1);
+		}
+		at += r->size;
+		if (r->op == SBX_CLONE)
+			at += r->args[2];
+	}
+	return rv < 0 ? 0 : rv;
+}
+
+__attribute__((noreturn, used)) void launcher_main(void)
+{
+	long size = sys3(SYS_lseek, SBX_PROGRAM, 0, SEEK_END), map;
+
+	reset_signals();
+	if (size <= 0 || size > (long)SBX_MAX_SIZE)
+		quit(2);
+	/* Private and writable: addresses are put into it, and the memfd itself is sealed. */
+	map = sys6(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, SBX_PROGRAM, 0);
+	if (map < 0 && map > -4096)
+		quit(2);
+	sys1(SYS_close, SBX_PROGRAM);
+	if (!check_program((char *)map, (uint64_t)size, 1)) {
+		report(SBX_FAILED, 0, EINVAL, 0, -1);
+		quit(2);
+	}
+	run((char *)map, (char *)map + size, (char *)map, (uint64_t)size, 0);
+	quit(0);
+}
+
+/* The kernel enters here with the stack aligned; the compiler may use that for vectors. */
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tand $-16,%rsp\n\tcall launcher_main\n");
+#elif defined(__aarch64__)
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tb launcher_main\n");
+#endif
+
+/* The compiler may ask for these even of a freestanding program. */
+void *memset(void *to, int c, unsigned long n)
+{
+	for (unsigned char *p = to; n--; p++)
+		*p = (unsigned char)c;
+	return to;
+}
+
+void *memcpy(void *to, const void *from, unsigned long n)
+{
+	unsigned char *p = to;
+
+	for (const unsigned char *q = from; n--;)
+		*p++ = *q++;
+	return to;
+}

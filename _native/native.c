@@ -1,0 +1,240 @@
+/*
+ * The calls that Python lacks. Each returns a value >= 0 or -errno, prints
+ * nothing and keeps no state.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "protocol.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/keyctl.h>
+#include <linux/landlock.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/sched.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "launcher_image.h"
+#include "newer.h"
+
+static long sbx_syscall(long nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f)
+{
+	long rv = syscall(nr, a, b, c, d, e, f);
+
+	return rv < 0 ? -errno : rv;
+}
+
+/* A sealed memfd with *size* bytes: nobody who gets hold of it can change it (CVE-2019-5736). */
+static int sealed_memfd(const char *name, const void *data, size_t size, unsigned extra)
+{
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | extra), saved;
+
+	if (fd < 0 && errno == EINVAL)	/* MFD_EXEC and MFD_NOEXEC_SEAL came with Linux 6.3 */
+		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return -errno;
+	while (size) {
+		ssize_t n = write(fd, data, size);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			goto fail;
+		data = (const char *)data + n;
+		size -= (size_t)n;
+	}
+	if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == 0)
+		return fd;
+fail:
+	saved = errno ? errno : EIO;
+	close(fd);
+	return -saved;
+}
+
+static int sbx_launcher_open(void)
+{
+	return sealed_memfd("sandboxlib-launcher", sbx_launcher_image, sizeof sbx_launcher_image, MFD_EXEC);
+}
+
+/*
+ * In the child of a vfork: put fds[i] at number i and execute the launcher.
+ *
+ * Only system calls happen here: the memory is the program's own, all of whose
+ * other threads run on. All signals are blocked, so no handler of the program
+ * can run in the child.
+ */
+static int place_and_exec(int launcher, const int *fds, int count)
+{
+	static char *const argv[] = { (char *)"sandbox", NULL }, *const envp[] = { NULL };
+	int moved[SBX_MAX_FDS];
+
+	/* First out of the way of what is going to be overwritten. */
+	if (launcher < count) {
+		launcher = fcntl(launcher, F_DUPFD_CLOEXEC, count);
+		if (launcher < 0)
+			return errno;
+	}
+	for (int i = 0; i < count; i++) {
+		moved[i] = fds[i];
+		if (fds[i] < count && fds[i] != i) {
+			moved[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, count);
+			if (moved[i] < 0)
+				return errno;
+		}
+	}
+	for (int i = 0; i < count; i++) {
+		if (moved[i] == i) {
+			if (fcntl(i, F_SETFD, 0) < 0)
+				return errno;
+		} else if (dup2(moved[i], i) < 0) {
+			return errno;
+		}
+	}
+	/* Whatever else the program has open and forgot to mark: CVE-2024-21626 began with one of those. */
+	if (syscall(SYS_close_range, count, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
+		return errno;
+	syscall(SYS_execveat, launcher, "", argv, envp, AT_EMPTY_PATH);
+	return errno;
+}
+
+/*
+ * Start the launcher with *program* and the descriptors *fds* as its 0, 1, 2, ...;
+ * fds[SBX_PROGRAM] is filled in here. Returns its pid. vfork: the cost does not
+ * depend on how much memory the program holds.
+ */
+static int sbx_spawn(int launcher, const void *program, size_t size, int *fds, int count)
+{
+	volatile int failed = 0;
+	sigset_t all, before;
+	int pid, memfd;
+
+	if (count <= SBX_PROGRAM || count > SBX_MAX_FDS || size > SBX_MAX_SIZE)
+		return -EINVAL;
+	memfd = sealed_memfd("sandboxlib-program", program, size, MFD_NOEXEC_SEAL);
+	if (memfd < 0)
+		return memfd;
+	fds[SBX_PROGRAM] = memfd;
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &before);
+	pid = vfork();
+	if (pid == 0) {
+		failed = place_and_exec(launcher, fds, count);
+		_exit(127);
+	}
+	if (pid < 0)
+		pid = -errno;
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	close(memfd);
+	fds[SBX_PROGRAM] = -1;
+	if (pid > 0 && failed) {
+		while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+			;
+		return -failed;
+	}
+	return pid;
+}
+
+/*
+ * Receive one report, at most one descriptor, and the sender's pid as the kernel tells it.
+ * Returns 1, 0 at the end, or -errno.
+ */
+static int sbx_receive(int control, struct sbx_report *report, int *passed, int *sender)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
+	} control_data;
+	struct ucred who;
+	struct iovec iov = { report, sizeof *report };
+	struct msghdr message = {
+		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = &control_data, .msg_controllen = sizeof control_data,
+	};
+	struct cmsghdr *c;
+	ssize_t n;
+
+	*passed = -1;
+	*sender = 0;
+	n = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
+	if (n < 0)
+		return -errno;
+	for (c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+		if (c->cmsg_level != SOL_SOCKET)
+			continue;
+		if (c->cmsg_type == SCM_RIGHTS) {
+			memcpy(passed, CMSG_DATA(c), sizeof *passed);
+		} else if (c->cmsg_type == SCM_CREDENTIALS) {
+			memcpy(&who, CMSG_DATA(c), sizeof who);
+			*sender = who.pid;
+		}
+	}
+	if (n == 0)
+		return 0;
+	return n == sizeof *report ? 1 : -EBADMSG;
+}
+
+/* A pair of sockets; on the first each message comes with its sender's pid, in our own numbers. */
+static int sbx_socketpair(int *fds)
+{
+	int on = 1, saved;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
+		return -errno;
+	if (setsockopt(fds[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0)
+		return 0;
+	saved = errno;
+	close(fds[0]);
+	close(fds[1]);
+	return -saved;
+}
+
+static long sbx_send(int fd, const void *data, size_t size)
+{
+	ssize_t n = send(fd, data, size, MSG_NOSIGNAL);
+
+	return n < 0 ? -errno : n;
+}
+
+/* Open, read and close a small file below a directory descriptor. Returns the bytes read. */
+static long sbx_read_file(int dir, const char *path, char *buffer, size_t size)
+{
+	int fd = openat(dir, path, O_RDONLY | O_CLOEXEC);
+	ssize_t n, saved;
+
+	if (fd < 0)
+		return -errno;
+	n = read(fd, buffer, size);
+	saved = n < 0 ? -errno : n;
+	close(fd);
+	return saved;
+}
+
+/* Open, write in one go, and close. */
+static long sbx_write_file(int dir, const char *path, const char *data, size_t size)
+{
+	int fd = openat(dir, path, O_WRONLY | O_CLOEXEC);
+	ssize_t n, saved;
+
+	if (fd < 0)
+		return -errno;
+	n = write(fd, data, size);
+	saved = n < 0 ? -errno : n;
+	close(fd);
+	return saved;
+}

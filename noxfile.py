@@ -1,0 +1,226 @@
+"""Everything that is done to this checkout, one session each; ``./do NAME`` runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+nox.options.sessions = ["lint", "types", "test"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2025.2.9"
+
+HERE = Path(__file__).resolve().parent
+BUILD = ["setuptools>=77", "cffi>=2.0"]
+PACKAGES = HERE / "system-packages.txt"
+SOURCES = ["sandboxlib", "_native", "tests", "examples", "benchmarks", "docs", "noxfile.py", "setup.py", "do"]
+
+# Boots a kernel of its own and runs a command in it: see docs/contributing/lab.md.
+LAB = HERE / "tools" / "lab"
+LAB_KERNEL = os.environ.get("SANDBOXLIB_LAB_KERNEL", "uml")
+# What the lab exists for: not met there is an error there, whatever is mandatory here.
+LAB_MUST_RUN = "lab,userns,netns,overlay"
+LAB_CGROUPS = "cgroup2:memory,cgroup2:cpu,cgroup2:io,cgroup2:pids"
+# In which ways to be allowed the tests run there, with what has to be met, and the lab's options.
+LAB_PLACES = {
+    "root": (f"{LAB_MUST_RUN},{LAB_CGROUPS},root", ["--as", "root"]),
+    "user": (f"{LAB_MUST_RUN},{LAB_CGROUPS},unprivileged", ["--as", "user"]),
+    "session": (f"{LAB_MUST_RUN},unprivileged", ["--as", "session", "--no-subids"]),
+}
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    """
+    Install the checkout in place, with *extras*, and build the extension if its sources have changed.
+
+    Without build isolation: the two packages that the build needs are installed
+    once, instead of anew for each build.
+    """
+    session.install("--quiet", *BUILD)
+    wanted = f".[{','.join(extras)}]" if extras else "."
+    session.install("--quiet", "--no-build-isolation", "--editable", wanted)
+
+
+def mandatory() -> set[str]:
+    """The needs that must be met: names in ``SANDBOXLIB_MUST_RUN``."""
+    return {name.strip() for name in os.environ.get("SANDBOXLIB_MUST_RUN", "").split(",")} - {""}
+
+
+def report_missing_packages(session: nox.Session) -> None:
+    """Say which system packages are not there; the tests that need them will skip."""
+    if not shutil.which("dpkg-query"):
+        return
+    missing = [name for name in package_names() if not (Path("/var/lib/dpkg/info") / f"{name}.list").exists()]
+    # Packages for several architectures have theirs in the name.
+    missing = [name for name in missing if not list(Path("/var/lib/dpkg/info").glob(f"{name}:*.list"))]
+    if missing:
+        session.warn(
+            f"not installed: {' '.join(missing)}; tests that need them skip (./do packages installs them)"
+        )
+
+
+def package_names() -> list[str]:
+    """The names in system-packages.txt."""
+    lines = (line.split("#")[0].strip() for line in PACKAGES.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+@nox.session
+def run(session: nox.Session) -> None:
+    """Set up and run the example, examples/main_job.py."""
+    install(session)
+    session.run("python", "examples/main_job.py", *session.posargs)
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """Set up and run all tests on this machine; arguments go to pytest."""
+    install(session, "test")
+    report_missing_packages(session)
+    must = mandatory()
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-records-") as folder:
+        failed = False
+        if must & {"all", "lab"} and "-lab" not in must:
+            # The lab first: a test which passed there need not be possible here.
+            failed = not run_in_lab(session, Path(folder))
+        records = os.pathsep.join(str(path) for path in sorted(Path(folder).glob("*.passed")))
+        session.run("python", "-m", "pytest", *session.posargs, env={"SANDBOXLIB_PASSED_ELSEWHERE": records})
+    if failed:
+        session.error("tests failed in the lab, see above")
+
+
+@nox.session
+def lab(session: nox.Session) -> None:
+    """Run the tests in a virtual machine with cgroup v2 only, as root and as plain users."""
+    install(session, "test")
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-records-") as folder:
+        if not run_in_lab(session, Path(folder)):
+            session.error("tests failed in the lab, see above")
+
+
+def run_in_lab(session: nox.Session, records: Path) -> bool:
+    """
+    Run the tests in the lab, in each way to be allowed; tell whether all passed.
+
+    Leaves in *records* one file for each way with the tests that passed.
+    """
+    records.chmod(0o1777)  # the plain user in the machine writes here too
+    success = True
+    wanted = os.environ.get("SANDBOXLIB_LAB_PLACES", ",".join(LAB_PLACES))
+    for place in wanted.split(","):
+        must_run, options = LAB_PLACES[place]
+        settings = {
+            "SANDBOXLIB_LAB": place,
+            "SANDBOXLIB_MUST_RUN": must_run,
+            "SANDBOXLIB_RECORD": str(records / f"{place}.passed"),
+            # The checkout is read-only there.
+            "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
+        }
+        environment = [f"--env={name}={value}" for name, value in settings.items()]
+        # The other tests are the same on every machine, and slow in that one.
+        chosen = any(argument.startswith("tests") for argument in session.posargs)
+        paths = [] if chosen else ["tests/kernel"]
+        python = str(Path(session.bin) / "python")
+        pytest = [
+            python,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=600",
+            "-m",
+            "not slow",
+            *paths,
+        ]
+        machine = ["python", str(LAB), "--kernel", LAB_KERNEL, "--timeout", "3600", *options]
+        machine += ["--rw", str(records)]
+        session.log(f"in the lab, as {place}:")
+        try:
+            session.run(*machine, *environment, "--", *pytest, *session.posargs, external=True)
+        except CommandFailed:
+            session.warn(f"the tests failed in the lab as {place}")
+            success = False
+    return success
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style; ``./do lint --fix`` mends what it can."""
+    session.install("--quiet", "ruff>=0.17")
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+    session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    install(session, "test", "lint")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def native(session: nox.Session) -> None:
+    """Test the C code: under ASan and UBSan, and the launcher's decoder by fuzzing."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "tests/native", *session.posargs)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the sdist, a wheel from it, and run the tests that need no root against the installed wheel."""
+    session.install("--quiet", "build", "abi3audit", *BUILD)
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", folder, ".", silent=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        if not re.search(r"-cp311-abi3-linux_\w+\.whl$", wheel.name):
+            session.error(f"{wheel.name} is not a wheel for all of Python 3.11 and newer")
+        session.run("abi3audit", "--strict", "--summary", str(wheel))
+        session.install("--quiet", "--force-reinstall", "--no-deps", str(wheel))
+        session.install("--quiet", f"sandboxlib[test] @ {wheel.as_uri()}")
+        # -P: the checkout, which is the working directory, must not be what is imported.
+        session.run("python", "-P", "-m", "pytest", "tests/unit", "tests/property", *session.posargs)
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def abi3(session: nox.Session) -> None:
+    """Run the unit and property tests on each Python that is installed."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "tests/unit", "tests/property", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into docs/_build; a broken reference is an error."""
+    install(session, "docs")
+    session.run("sphinx-build", "--fail-on-warning", "--keep-going", "-b", "html", "docs", "docs/_build")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure start-up and memory beside other tools; prints the bars next to the figures."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def packages(session: nox.Session) -> None:
+    """Install what is listed in system-packages.txt (Debian and its kin, as root); --list only prints it."""
+    if "--list" in session.posargs:
+        print("\n".join(package_names()))
+        return
+    if not shutil.which("apt-get"):
+        session.error(f"there is no apt-get here; install the counterparts of {PACKAGES.name} by hand")
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    session.run("apt-get", "update", "-qq", external=True, env=quiet)
+    session.run(
+        *["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *package_names()],
+        external=True,
+        env=quiet,
+    )

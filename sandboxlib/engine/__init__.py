@@ -1,0 +1,1 @@
+"""Carries plans out, and owns what that opens."""

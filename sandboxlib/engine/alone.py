@@ -1,0 +1,371 @@
+"""
+Namespaces, file trees and networks that are opened alone, without a sandbox.
+
+They are made by the launcher, never by the program: what a process unshares it cannot get
+back. The program is handed descriptors, which keep alive what they refer to.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from sandboxlib.engine.current import program, resolve
+from sandboxlib.engine.join import open_namespace as open_joined
+from sandboxlib.engine.making import OWNER, Recipe, end, make
+from sandboxlib.engine.storage import Places, prepare
+from sandboxlib.engine.waiter import BLOCKING, Waiter, complete
+from sandboxlib.errors import SpecError, StateError, UnsupportedError
+from sandboxlib.host import Host
+from sandboxlib.kernel import launcher
+from sandboxlib.plan import root, tree
+from sandboxlib.plan.flags import (
+    AF_INET,
+    AT_FDCWD,
+    CLONE_NEWNS,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
+    CLONE_PARENT,
+    NAMESPACES,
+    NOTHING,
+    O_CLOEXEC,
+    O_RDONLY,
+    SIOCSIFFLAGS,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    Named,
+)
+from sandboxlib.plan.start import needs_ids
+from sandboxlib.plan.steps import Call, Init, Report, Step, Write
+from sandboxlib.spec import SandboxSpec
+
+if TYPE_CHECKING:
+    from sandboxlib.namespace import Namespace
+    from sandboxlib.network import Network
+    from sandboxlib.result import Change
+    from sandboxlib.rootfs import Rootfs
+
+FOUND, SOCKET = Named(20, "<namespace>"), Named(21, "<socket>")
+
+_NS_GET_NSTYPE = 0xB703
+_IFREQ = struct.Struct("=16sH22x")
+
+
+# ---- namespaces ---------------------------------------------------------------------------
+
+
+def _namespace(value: Namespace, host: Host) -> Recipe:
+    kind = value.kind
+    flag, file = NAMESPACES[kind]
+    flags = CLONE_PARENT | (NOTHING if kind == "time" else flag)
+    if not host.privileged and kind != "user":
+        flags |= CLONE_NEWUSER
+    child: list[Step] = []
+    if kind == "time":
+        file = "time_for_children"
+        child.append(Call("unshare", (CLONE_NEWTIME,), "clocks of its own"))
+        lines = [
+            f"{clock} {int(offset // 1)} {round(offset % 1 * 1e9)}\n"
+            for clock, offset in (("monotonic", value.monotonic_offset), ("boottime", value.boottime_offset))
+            if offset
+        ]
+        if lines:
+            child.append(Write("/proc/self/timens_offsets", "".join(lines), "set before anyone is in it"))
+    elif kind == "mount":
+        child.append(tree.private())
+    elif kind == "network":
+        # As in a sandbox: a network that is joined is expected to have a loopback.
+        child.append(Call("socket", (AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "loopback", out=SOCKET))
+        child.append(Call("ioctl", (SOCKET, SIOCSIFFLAGS, _IFREQ.pack(b"lo", 1)), "loopback is up"))
+    args = (AT_FDCWD, f"/proc/self/ns/{file}", O_RDONLY | O_CLOEXEC, 0)
+    child.append(Call("openat", args, "the namespace", out=FOUND))
+    child.append(Report("ready", "hand it out", FOUND))
+    child.append(Call("close_range", (0, OWNER - 1, 0), "keep one descriptor"))
+    child.append(Call("close_range", (OWNER + 1, 0xFFFFFFFF, 0), "the one that tells when the program ends"))
+    child.append(Init(OWNER, "be there until it is known, or for as long as a PID namespace is to live"))
+    if kind == "user":
+        return Recipe(flags, tuple(child), user=value, own=True)
+    return Recipe(flags, tuple(child))
+
+
+class OpenNamespace:
+    """
+    A namespace that exists for as long as this is open; made by `Namespace.open`.
+
+    Attributes:
+        kind: As `Namespace.kind`.
+        inode: Its number.
+    """
+
+    def __init__(self, kind: str, fd: int, pid: int = 0, pidfd: int = -1, ids: int | None = None) -> None:
+        self.kind = kind
+        self.inode = os.fstat(fd).st_ino
+        self._fd = fd
+        self._pid = pid
+        self._pidfd = pidfd
+        self._ids = ids
+
+    def fileno(self) -> int:
+        """Its descriptor, for setns(2) and the like. Raises: StateError: It is closed."""
+        if self._fd < 0:
+            raise StateError("the namespace is closed")
+        return self._fd
+
+    @property
+    def path(self) -> str:
+        """A path by which it can be joined: ``Namespace(kind, path=...)``."""
+        return f"/proc/{os.getpid()}/fd/{self.fileno()}"
+
+    async def aclose(self, waiter: Waiter) -> None:
+        """Let go of it. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            await end(waiter, self._pid, self._pidfd)
+            if self._ids is not None:
+                program().ids.release(self._ids)
+
+    def close(self) -> None:
+        """Let go of it; what has joined it keeps it alive, but for a PID namespace. Idempotent."""
+        complete(self.aclose(BLOCKING))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<OpenNamespace {self.kind} {'closed' if self._fd < 0 else self.inode}>"
+
+
+async def make_namespace(waiter: Waiter, value: Namespace) -> OpenNamespace:
+    """
+    Make, or open, the namespace *value* names.
+
+    Raises:
+        UnsupportedError: This kernel has none of the kind, or lets nobody make one.
+        SpecError: What is to be joined is not a namespace of this kind.
+        KernelError: A system call failed.
+    """
+    owner = program()
+    host, kind = owner.host, value.kind
+    if kind not in host.namespaces:
+        raise UnsupportedError(f"a {kind} namespace", f"a kernel with {kind} namespaces")
+    if value.mode != "new":
+        return OpenNamespace(kind, _existing(value))
+    if host.userns_hint and (kind == "user" or not host.privileged):
+        raise UnsupportedError(f"a {kind} namespace", "leave to make a user namespace", host.userns_hint)
+    values: dict[str, int | str] = {}
+    ids = None
+    if kind == "user" and needs_ids(host, {"user": value}):
+        ids = values["ids"] = owner.ids.take()
+    try:
+        made = await make(waiter, host, _namespace(value, host), values)
+    except BaseException:
+        if ids is not None:
+            owner.ids.release(ids)
+        raise
+    if kind == "pid":
+        # Without its pid 1 nobody could be born in it any more.
+        return OpenNamespace(kind, made.fds[0], made.pid, made.pidfd)
+    await end(waiter, made.pid, made.pidfd)
+    return OpenNamespace(kind, made.fds[0], ids=ids)
+
+
+def _existing(value: Namespace) -> int:
+    import fcntl
+
+    flag, file = NAMESPACES[value.kind]
+    if value.mode == "host":
+        return os.open(f"/proc/self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_joined(value)
+    try:
+        found = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError:
+        found = 0
+    if found != flag:
+        os.close(fd)
+        raise SpecError("path", value.path, f"the file of a {value.kind} namespace")
+    return fd
+
+
+# ---- file trees ---------------------------------------------------------------------------
+
+
+class OpenRootfs:
+    """
+    A file tree that is mounted for as long as this is open; made by `Rootfs.open`.
+
+    It is attached nowhere, so no other program comes across it. Its owners and rights are the
+    calling program's.
+    """
+
+    def __init__(self, rootfs: Rootfs, host: Host, fds: tuple[int, ...], places: Places) -> None:
+        self.rootfs = rootfs
+        self.host = host
+        self.places = places
+        # What is written to is handed out first, where there is such a layer.
+        *scratch, self._fd = fds
+        self.scratch = scratch[0] if scratch else -1
+
+    def fileno(self) -> int:
+        """Its descriptor, to be used as ``dir_fd=``. Raises: StateError: It is closed."""
+        if self._fd < 0:
+            raise StateError("the file tree is closed")
+        return self._fd
+
+    @property
+    def path(self) -> str:
+        """Where this program, and its children for as long as it runs, find the tree."""
+        return f"/proc/{os.getpid()}/fd/{self.fileno()}"
+
+    def changes(self) -> list[Change]:
+        """
+        Return what was added, modified or deleted since it was opened, by path.
+
+        Raises:
+            UnsupportedError: What is written to a `Rootfs.directory` is not kept apart.
+        """
+        from sandboxlib.engine.changes import of_tree
+
+        return complete(of_tree(BLOCKING, self))
+
+    async def aclose(self, waiter: Waiter) -> None:
+        """Unmount it, and remove what was written. Idempotent."""
+        if self._fd >= 0:
+            launcher.close(self._fd, self.scratch)
+            self._fd = self.scratch = -1
+            await self.places.release(waiter)
+
+    def close(self) -> None:
+        """Unmount it, and remove what was written. Idempotent."""
+        complete(self.aclose(BLOCKING))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<OpenRootfs {self.rootfs!r}{' closed' if self._fd < 0 else ''}>"
+
+
+async def make_rootfs(waiter: Waiter, rootfs: Rootfs) -> OpenRootfs:
+    """
+    Mount *rootfs* alone.
+
+    Raises:
+        SpecError: A folder of it does not exist.
+        UnsupportedError: This host cannot make it.
+        KernelError: A system call failed; nothing is left behind.
+    """
+    spec, host = resolve(SandboxSpec(rootfs=rootfs))
+    if not host.privileged and host.userns_hint:
+        raise UnsupportedError("a mount", "root, or leave to make a user namespace", host.userns_hint)
+    plan = root.alone(rootfs, host)
+    child: list[Step] = [*plan.build]
+    if plan.keep >= 0:
+        child.append(Report("ready", "where the changes are", plan.keep))
+    child.append(Report("ready", "the tree", tree.MOUNT))
+    flags = CLONE_PARENT | CLONE_NEWNS | (NOTHING if host.privileged else CLONE_NEWUSER)
+    recipe = Recipe(flags, tuple(child), plan.sources, plan.with_user_namespace)
+    places = await prepare(waiter, spec, host)
+    try:
+        made = await make(waiter, host, recipe, places.values)
+        await end(waiter, made.pid, made.pidfd)
+    except BaseException:
+        with waiter.shield():
+            await places.release(waiter)
+        raise
+    return OpenRootfs(rootfs, host, made.fds, places)
+
+
+# ---- networks -----------------------------------------------------------------------------
+
+
+class OpenNetwork:
+    """
+    A network that exists for as long as this is open; made by `Network.open`.
+
+    Attributes:
+        namespace: The network namespace, open as well.
+        gateway: Its first address, or None where it has none.
+        endpoints: Addresses by name of who is on it.
+    """
+
+    def __init__(self, network: Network, namespace: OpenNamespace) -> None:
+        self.network = network
+        self.namespace = namespace
+        self.gateway: str | None = None
+        self.endpoints: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        self.namespace.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<OpenNetwork {self.network!r}>"
+
+
+async def make_network(waiter: Waiter, network: Network) -> OpenNetwork:
+    """
+    Make, or open, the network namespace of *network*.
+
+    Raises:
+        UnsupportedError: It is of a kind that cannot be made alone.
+    """
+    from sandboxlib.namespace import Namespace
+
+    if network.kind not in ("none", "host", "of"):
+        raise UnsupportedError(
+            f"a network of kind {network.kind!r}", "a part of sandboxlib that is not there yet"
+        )
+    space = network.namespace or Namespace("network")
+    return OpenNetwork(network, await make_namespace(waiter, space))
+
+
+# ---- the blocking face, and helpers -------------------------------------------------------
+
+
+def open_namespace(value: Namespace) -> OpenNamespace:
+    """Make or join the namespace alone; see `Namespace.open`."""
+    return complete(make_namespace(BLOCKING, value))
+
+
+def open_rootfs(value: Rootfs) -> OpenRootfs:
+    """Mount the tree alone; see `Rootfs.open`."""
+    return complete(make_rootfs(BLOCKING, value))
+
+
+def open_network(value: Network) -> OpenNetwork:
+    """Make the network alone; see `Network.open`."""
+    return complete(make_network(BLOCKING, value))
+
+
+__all__ = [
+    "OpenNamespace",
+    "OpenNetwork",
+    "OpenRootfs",
+    "make_namespace",
+    "make_network",
+    "make_rootfs",
+    "open_namespace",
+    "open_network",
+    "open_rootfs",
+]

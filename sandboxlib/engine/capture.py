@@ -1,0 +1,256 @@
+"""Feeds a command, keeps what it writes, and watches its limits, until it has ended."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sandboxlib.engine.lines import Lines
+from sandboxlib.engine.pipes import CHUNK, grow
+from sandboxlib.engine.process import Process
+from sandboxlib.engine.waiter import READ, WRITE
+from sandboxlib.errors import KernelError
+from sandboxlib.result import Outcome
+
+if TYPE_CHECKING:
+    from sandboxlib.limits import Limits
+
+#: Bytes of a stream that are kept when nothing is said.
+MAX_OUTPUT = 16 << 20
+#: Takes the name of a stream and a line of it.
+OnLine = Callable[[str, Any], object]
+#: Seconds between two looks at the CPU clock when the limit is near.
+_TICK = 0.005
+
+
+class Capture:
+    """
+    The first and the last half of *limit* bytes of a stream.
+
+    Attributes:
+        total: Bytes that were written, kept or not.
+        chunk: Bytes to read at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.chunk = CHUNK
+        self._limit = limit
+        self._head_room = limit - limit // 2
+        self._tail_room = limit // 2
+        self._head: list[bytes] = []
+        self._tail: deque[bytes] = deque()
+        self._tail_size = 0
+        self.total = 0
+
+    @property
+    def over(self) -> bool:
+        """Were there more than *limit*?"""
+        return self.total > self._limit
+
+    def add(self, data: bytes) -> None:
+        """Take in what was read."""
+        self.total += len(data)
+        if self._head_room:
+            self._head.append(data[: self._head_room])
+            taken = len(self._head[-1])
+            self._head_room -= taken
+            data = data[taken:]
+        if data:
+            self._tail.append(data)
+            self._tail_size += len(data)
+            # Whole chunks only: the cut to the byte is made once, at the end.
+            while self._tail_size - len(self._tail[0]) >= self._tail_room:
+                self._tail_size -= len(self._tail.popleft())
+
+    def result(self) -> tuple[bytes, int]:
+        """What was kept, and how many bytes were left out between its two halves."""
+        tail = b"".join(self._tail)
+        if len(tail) > self._tail_room:
+            tail = tail[len(tail) - self._tail_room :]
+        head = b"".join(self._head)
+        return head + tail, self.total - len(head) - len(tail)
+
+
+class Captured(NamedTuple):
+    """
+    What `communicate` brings back.
+
+    Attributes:
+        stdout, stderr: Kept bytes, None where there is no pipe.
+        stdout_truncated, stderr_truncated: Bytes left out.
+        expired: The deadline came first, and the command was killed for it.
+    """
+
+    stdout: bytes | None
+    stderr: bytes | None
+    stdout_truncated: int
+    stderr_truncated: int
+    expired: bool
+
+
+class _Teller(Capture):
+    """A capture that tells a function each line as it comes."""
+
+    def __init__(self, limit: int, name: str, on_line: OnLine, decoding: tuple[str, str] | None) -> None:
+        super().__init__(limit)
+        self._name = name
+        self._on_line = on_line
+        self._lines = Lines(*decoding) if decoding is not None else Lines()
+
+    def add(self, data: bytes) -> None:
+        """Take in what was read, and tell of the lines in it."""
+        super().add(data)
+        self._tell(self._lines.feed(data))
+
+    def result(self) -> tuple[bytes, int]:
+        """Tell of a last line without an end, too."""
+        self._tell(self._lines.end())
+        return super().result()
+
+    def _tell(self, lines: Iterator[Any]) -> None:
+        for line in lines:
+            self._on_line(self._name, line)
+
+
+class _Clock:
+    """When a limit on time has to be looked at again."""
+
+    def __init__(self, process: Process, limits: Limits | None, began: float, cpus: int) -> None:
+        self._process = process
+        self._wall = began + limits.wall_time if limits is not None and limits.wall_time else inf
+        self._cpu = limits.cpu_time if limits is not None and limits.cpu_time else inf
+        self._cpus = cpus
+        # CPU time cannot pass faster than all CPUs together make it.
+        self.next = min(self._wall, began + self._cpu / cpus)
+
+    def check(self, now: float) -> Outcome | None:
+        """The limit that is over, if any; sets `next`."""
+        if now >= self._wall:
+            return Outcome.WALL_TIME
+        if self._cpu < inf and self._process.leaf is not None:
+            left = self._cpu - self._process.leaf.cpu_seconds()
+            if left <= 0:
+                return Outcome.CPU_TIME
+            self.next = min(self._wall, now + max(left / self._cpus, _TICK))
+        return None
+
+
+async def communicate(
+    process: Process,
+    data: bytes,
+    *,
+    deadline: float = inf,
+    limits: Limits | None = None,
+    max_output: int = MAX_OUTPUT,
+    kill_past: bool = False,
+    on_line: OnLine | None = None,
+    decoding: tuple[str, str] | None = None,
+) -> Captured:
+    """
+    Write *data* to its stdin, read both outputs, and wait for its end.
+
+    Only the command itself is waited for: what it leaves running may hold the
+    pipes for as long as it likes. At the deadline, or when the caller is
+    cancelled, its whole tree is killed.
+    """
+    engine = process.engine
+    waiter = engine.waiter
+    captures: dict[int, Capture] = {
+        fd: Capture(max_output) if on_line is None else _Teller(max_output, name, on_line, decoding)
+        for name, fd in (("stdout", process.stdout), ("stderr", process.stderr))
+        if fd >= 0
+    }
+    view = memoryview(data)
+    expired = False
+    for fd in (*captures, process.stdin):
+        if fd >= 0:
+            os.set_blocking(fd, False)
+    stdin, process.stdin = process.stdin, -1
+    out, err = process.stdout, process.stderr
+    process.stdout = process.stderr = -1
+    clock = _Clock(process, limits, waiter.now(), os.cpu_count() or 1)
+    waiting = dict.fromkeys(captures, READ)
+    if stdin >= 0:
+        if view:
+            waiting[stdin] = WRITE
+        else:
+            os.close(stdin)
+            stdin = -1
+    cap = limits.output if limits is not None else None
+    try:
+        while True:
+            waiting[process.pidfd] = READ
+            ready = await waiter.ready(waiting, min(deadline, clock.next))
+            for fd in ready & captures.keys():
+                if not _drain(fd, captures[fd]):
+                    del waiting[fd]
+            if cap is not None and sum(capture.total for capture in captures.values()) > cap:
+                process.kill(Outcome.OUTPUT_LIMIT)
+                cap = None
+            if kill_past and any(capture.over for capture in captures.values()):
+                process.kill(Outcome.OUTPUT_LIMIT)
+                kill_past = False
+            if stdin in ready:
+                view = _feed(stdin, view)
+                if not view:
+                    del waiting[stdin]
+                    os.close(stdin)
+                    stdin = -1
+            if process.pidfd in ready:
+                break
+            now = waiter.now()
+            if now >= deadline:
+                expired = True
+                process.kill(Outcome.KILLED)
+                deadline = inf
+            elif now >= clock.next and (reason := clock.check(now)) is not None:
+                process.kill(reason)
+                clock.next = inf
+        await process.ended()
+        for fd in waiting.keys() & captures.keys():
+            _drain(fd, captures[fd], whole=True)
+    except BaseException:
+        with waiter.shield():
+            process.kill(Outcome.KILLED)
+            await process.ended()
+        raise
+    finally:
+        for fd in (stdin, out, err):
+            if fd >= 0:
+                os.close(fd)
+        process.release()
+    stdout, stderr = (captures[fd].result() if fd >= 0 else (None, 0) for fd in (out, err))
+    return Captured(stdout[0], stderr[0], stdout[1], stderr[1], expired)
+
+
+def _drain(fd: int, capture: Capture, *, whole: bool = False) -> bool:
+    """Read what is there; False at the end of the stream. With *whole*, until nothing is left."""
+    # A daemon that goes on writing must not keep us here: what was in the pipe when the
+    # command ended is at most the pipe's capacity.
+    for _ in range(17 if whole else 1):
+        try:
+            data = os.read(fd, capture.chunk)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        if len(data) == CHUNK and capture.chunk == CHUNK:
+            capture.chunk = grow(fd)
+        capture.add(data)
+    return True
+
+
+def _feed(fd: int, view: memoryview) -> memoryview:
+    try:
+        return view[os.write(fd, view[:CHUNK]) :]
+    except BlockingIOError:
+        return view
+    except BrokenPipeError:
+        # As with subprocess: a command need not read what it is given.
+        return view[:0]
+
+
+__all__ = ["KernelError", "communicate"]

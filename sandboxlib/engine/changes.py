@@ -1,0 +1,398 @@
+"""
+What has changed in a root file system since the sandbox started.
+
+Where the root is made by us (`Rootfs.host`, `Rootfs.empty`) it is compared with the plan
+that made it. Of an overlay the upper layer is read, which holds what was written
+and marks for what was removed; the layers below say what each entry is in place of.
+
+Kernel: Documentation/filesystems/overlayfs.rst, whiteouts and opaque directories.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from sandboxlib.engine.files import Owners, requests
+from sandboxlib.engine.outside import GIVEN, outside
+from sandboxlib.engine.session import Session
+from sandboxlib.engine.walk import FOLDER, TOP, Requests, at, opening
+from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.plan import root, tree
+from sandboxlib.plan.flags import AT_FDCWD, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY
+from sandboxlib.plan.steps import Call, Step, Write, flatten
+from sandboxlib.result import Change
+from sandboxlib.rootfs import Rootfs
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.alone import OpenRootfs
+    from sandboxlib.engine.sandbox import Engine
+    from sandboxlib.engine.waiter import Waiter
+
+Pair = Callable[[int, int], tuple[int, int]]
+
+_WHY = "see what has changed"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+async def changes(engine: Engine) -> list[Change]:
+    """
+    Return what was added, modified or deleted, sorted by path.
+
+    What lies in mounts, in /proc and /dev is not part of the root file system.
+
+    Raises:
+        UnsupportedError: Nothing keeps what was written apart from what was there.
+    """
+    engine.check()
+    spec = engine.spec
+    rootfs = spec.rootfs or Rootfs.host()
+    if spec.namespace("mount") is not None:
+        raise UnsupportedError("changes() in a mount namespace that is joined", "a file tree of its own")
+    owners = Owners(engine.pid)
+    if rootfs.kind in ("host", "empty"):
+        async with requests(engine) as asked:
+            await asked.ask(opening(AT_FDCWD, b"/", O_PATH | O_DIRECTORY, _WHY, out=TOP, links=True))
+            return await _against_plan(asked, TOP, engine.plan.steps, owners.pair)
+    _written_apart(rootfs)
+    if rootfs.kind == "directory":
+        return []
+    made = {b"proc", b"dev"}
+    for mount in spec.mounts:
+        made |= _and_above(mount.destination)
+    below: Pair = _as_is if engine.host.privileged else owners.pair
+    upper = _open_upper(engine.scratch)
+    try:
+        async with Session(engine, upper) as session:
+            view = _Upper(Requests(session), Session.GIVEN, engine.host.privileged, owners.pair, below, made)
+            return await view.against(rootfs.lower)
+    finally:
+        os.close(upper)
+
+
+async def of_tree(waiter: Waiter, opened: OpenRootfs) -> list[Change]:
+    """Return the same for a tree that is open alone."""
+    rootfs, host = opened.rootfs, opened.host
+    fileno = opened.fileno()
+    _written_apart(rootfs)
+    if rootfs.kind in ("host", "empty"):
+        plan = root.alone(rootfs, host)
+        async with outside(waiter, host, fileno) as asked:
+            return await _against_plan(asked, GIVEN, plan.build, _inside_root(host.uid, host.gid))
+    if rootfs.kind == "directory":
+        return []
+    upper = _open_upper(opened.scratch)
+    try:
+        async with outside(waiter, host, upper) as asked:
+            view = _Upper(asked, GIVEN, host.privileged, _as_is, _as_is, set())
+            return await view.against(rootfs.lower)
+    finally:
+        os.close(upper)
+
+
+def _written_apart(rootfs: Rootfs) -> None:
+    if rootfs.kind == "directory" and not rootfs.readonly:
+        raise UnsupportedError(
+            "changes() of a folder that is written to itself",
+            "a layer for what is written",
+            "use Rootfs.overlay(lower=[folder])",
+        )
+
+
+def _as_is(uid: int, gid: int) -> tuple[int, int]:
+    return uid, gid
+
+
+def _inside_root(own_uid: int, own_gid: int) -> Pair:
+    """The program's own IDs as the root that they are in a tree of its own."""
+
+    def pair(uid: int, gid: int) -> tuple[int, int]:
+        return 0 if uid == own_uid else uid, 0 if gid == own_gid else gid
+
+    return pair
+
+
+def _and_above(path: str) -> set[bytes]:
+    return {each.strip("/").encode() for each in (*tree.parents(path), path)}
+
+
+def _open_upper(scratch: int) -> int:
+    try:
+        return os.open("upper", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)
+    except OSError as error:
+        raise KernelError(error.errno or 0, f'openat({scratch}, "upper")', _WHY) from None
+
+
+# ---- a root that we made ------------------------------------------------------------------
+
+
+class _Planned(NamedTuple):
+    """What the plan made at one place: its type and bits, its owner, what is in it."""
+
+    mode: int
+    owner: tuple[int, int] = (0, 0)
+    content: bytes = b""
+
+
+def _skeleton(steps: tuple[Step, ...]) -> dict[bytes, _Planned]:
+    found: dict[bytes, _Planned] = {}
+    for step in flatten(steps):
+        match step:
+            case Call("mkdirat", (tree.ROOT, str(path), int(mode))):
+                found.setdefault(path.encode(), _Planned(modes.S_IFDIR | mode))
+            case Call("symlinkat", (str(target), tree.ROOT, str(path))):
+                found.setdefault(path.encode(), _Planned(modes.S_IFLNK | 0o777, content=target.encode()))
+            case Call("fchownat", (tree.ROOT, str(path), int(uid), int(gid), _)):
+                found[path.encode()] = found[path.encode()]._replace(owner=(uid, gid))
+            case Write(path, data, _, tree.ROOT, _, mode):
+                content = data if isinstance(data, bytes) else data.encode()
+                found.setdefault(path.encode(), _Planned(modes.S_IFREG | mode, content=content))
+    return found
+
+
+async def _against_plan(asked: Requests, top: int, steps: tuple[Step, ...], owner: Pair) -> list[Change]:
+    skeleton, seen = _skeleton(steps), set[bytes]()
+    found: list[tuple[bytes, str]] = []
+    folders = [b""]
+    device = -1
+    for path in folders:
+        fd = await asked.descriptor(opening(top, path, O_RDONLY | O_DIRECTORY, _WHY, out=FOLDER))
+        try:
+            if not path:
+                device = os.fstat(fd).st_dev
+            for name, entry in await _entries(asked, fd):
+                below = path + b"/" + name if path else name
+                seen.add(below)
+                # What something is mounted on shows another device.
+                if entry.st_dev != device:
+                    continue
+                planned = skeleton.get(below)
+                if planned is None:
+                    found.append((below, "added"))
+                elif await _differs(asked, name, entry, planned, owner):
+                    found.append((below, "modified"))
+                if modes.S_ISDIR(entry.st_mode):
+                    folders.append(below)
+        finally:
+            os.close(fd)
+    gone = skeleton.keys() - seen
+    # What lies on a mount that we made has no place in the root's own tree.
+    found += [(path, "deleted") for path in gone if path.rpartition(b"/")[0] in {b"", *folders}]
+    return _sorted(found)
+
+
+async def _differs(
+    asked: Requests, name: bytes, entry: os.stat_result, planned: _Planned, owner: Pair
+) -> bool:
+    if entry.st_mode != planned.mode or owner(entry.st_uid, entry.st_gid) != planned.owner:
+        return True
+    if modes.S_ISDIR(entry.st_mode):
+        return False
+    if entry.st_size != len(planned.content):
+        return True
+    flags = O_PATH if modes.S_ISLNK(entry.st_mode) else O_RDONLY
+    file = await asked.descriptor(opening(FOLDER, name, flags | O_NOFOLLOW, _WHY))
+    try:
+        if modes.S_ISLNK(entry.st_mode):
+            return os.readlink(b"", dir_fd=file) != planned.content
+        return os.read(file, len(planned.content) + 1) != planned.content
+    finally:
+        os.close(file)
+
+
+async def _entries(asked: Requests, fd: int) -> list[tuple[bytes, os.stat_result]]:
+    """The names in the open folder *fd*, which is `FOLDER` for the helper, and what they are."""
+    found = []
+    for name in map(os.fsencode, os.listdir(fd)):
+        try:
+            found.append((name, os.stat(name, dir_fd=fd, follow_symlinks=False)))
+        except FileNotFoundError:
+            continue  # removed in between
+        except PermissionError:
+            # A folder of a subordinate user's: the helper may look where the program may not.
+            found.append((name, await asked.kind(FOLDER, name, _WHY)))
+    return found
+
+
+def _sorted(found: list[tuple[bytes, str]]) -> list[Change]:
+    return [Change(kind, "/" + os.fsdecode(path)) for path, kind in sorted(found)]
+
+
+# ---- an overlay ---------------------------------------------------------------------------
+
+
+def _is_whiteout(found: os.stat_result) -> bool:
+    return modes.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+class _Upper:
+    """
+    The upper layer of an overlay, against those below it.
+
+    Attributes:
+        top: Where the helper has it.
+        owner, below: Owners in it, and in the layers below, as one and the same kind of number.
+        made: Folders that were made to mount on, and are no change.
+    """
+
+    def __init__(
+        self, asked: Requests, top: int, privileged: bool, owner: Pair, below: Pair, made: set[bytes]
+    ) -> None:
+        self._asked = asked
+        self._privileged = privileged
+        self._mark = "trusted.overlay.opaque" if privileged else "user.overlay.opaque"
+        self.top = top
+        self.owner = owner
+        self.below = below
+        self.made = made
+        self._found: list[tuple[bytes, str]] = []
+
+    async def against(self, lower: tuple[str, ...]) -> list[Change]:
+        """Compare it with the folders *lower*, the topmost first."""
+        fds: list[int] = []
+        try:
+            for path in lower:
+                try:
+                    fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                except OSError as error:
+                    raise KernelError(error.errno or 0, f'open("{path}")', _WHY) from None
+            await self._folder(b"", tuple(fds))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return _sorted(self._found)
+
+    async def _folder(self, first: bytes, lowers: tuple[int, ...]) -> None:
+        # Each with the numbers of the layers in which it is a folder that shows through.
+        folders: list[tuple[bytes, tuple[int, ...]]] = [(first, lowers)]
+        for path, tops in folders:
+            fd = await self._asked.descriptor(
+                opening(self.top, path, O_RDONLY | O_DIRECTORY, _WHY, out=FOLDER)
+            )
+            layers = _Layers(self._mark)
+            try:
+                layers.open(tops, path)
+                names = set()
+                for name, entry in await _entries(self._asked, fd):
+                    names.add(name)
+                    below = path + b"/" + name if path else name
+                    under, folders_under = layers.look(name)
+                    self._judge(below, entry, under)
+                    if modes.S_ISDIR(entry.st_mode):
+                        folders.append((below, folders_under))
+                if tops and await self._opaque(fd):
+                    hidden = [name for name in layers.names() if name not in names]
+                    self._found += [(path + b"/" + name if path else name, "deleted") for name in hidden]
+            finally:
+                layers.close()
+                os.close(fd)
+
+    def _judge(self, path: bytes, entry: os.stat_result, under: os.stat_result | None) -> None:
+        if _is_whiteout(entry):
+            if under is not None:
+                self._found.append((path, "deleted"))
+        elif under is None:
+            if not (path in self.made and modes.S_ISDIR(entry.st_mode)):
+                self._found.append((path, "added"))
+        elif not (modes.S_ISDIR(entry.st_mode) and modes.S_ISDIR(under.st_mode)):
+            self._found.append((path, "modified"))
+        elif entry.st_mode != under.st_mode or self.owner(entry.st_uid, entry.st_gid) != self.below(
+            under.st_uid, under.st_gid
+        ):
+            # A folder is here for what is in it; that alone is no change of it.
+            self._found.append((path, "modified"))
+
+    async def _opaque(self, fd: int) -> bool:
+        """Does the folder hide what is below it?"""
+        if self._privileged:
+            return _opaque(fd, self._mark)
+        # Of a subordinate user's folder only the helper may ask. No other value has one byte.
+        call = Call(
+            "fgetxattr", (FOLDER, self._mark, bytes(8), 1), _WHY, ignore=(errno.ENODATA, errno.EOPNOTSUPP)
+        )
+        return (await self._asked.ask(call)).value == 1
+
+
+def _opaque(fd: int, mark: str) -> bool:
+    try:
+        return os.getxattr(fd, mark) == b"y"
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return False
+        raise KernelError(error.errno or 0, f'fgetxattr({fd}, "{mark}")', _WHY) from None
+
+
+class _Layers:
+    """One folder of the layers below, as the overlay shows it: the topmost first."""
+
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
+        # (the layer's number, the folder), as far down as they show through.
+        self._open: list[tuple[int, int]] = []
+
+    def open(self, tops: tuple[int, ...], path: bytes) -> None:
+        """Open the folder *path* in each of the layers *tops* that shows through."""
+        for top in tops:
+            fd = _descend(top, path)
+            if fd < 0:
+                continue
+            self._open.append((top, fd))
+            if path and _opaque(fd, self._mark):
+                break
+
+    def close(self) -> None:
+        """Close what is open."""
+        for _, fd in self._open:
+            os.close(fd)
+
+    def look(self, name: bytes) -> tuple[os.stat_result | None, tuple[int, ...]]:
+        """What *name* is, and the layers in which it is a folder that is merged with those above."""
+        first: os.stat_result | None = None
+        folders: list[int] = []
+        for top, fd in self._open:
+            try:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise KernelError(error.errno or 0, f"fstatat({fd}, {name!r})", _WHY) from None
+            if modes.S_ISDIR(found.st_mode) and not (first and not folders):
+                first = first or found
+                folders.append(top)
+                continue
+            if not _is_whiteout(found) and first is None:
+                first = found
+            break
+        return first, tuple(folders)
+
+    def names(self) -> Iterator[bytes]:
+        """All names, each once, without those that are whited out."""
+        listed: set[bytes] = set()
+        for _, fd in self._open:
+            for name in map(os.fsencode, os.listdir(fd)):
+                if name not in listed:
+                    listed.add(name)
+                    if self.look(name)[0] is not None:
+                        yield name
+
+
+def _descend(top: int, path: bytes) -> int:
+    """Open the folder *path* below *top*; -1 if it is no more. Links in a layer are not followed."""
+    fd = os.dup(top)
+    for part in filter(None, path.split(b"/")):
+        try:
+            below = os.open(part, _FOLDER, dir_fd=fd)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return -1
+            raise KernelError(error.errno or 0, f"openat({fd}, {part!r})", _WHY) from None
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+__all__ = ["at", "changes", "of_tree"]

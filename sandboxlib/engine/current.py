@@ -1,0 +1,117 @@
+"""The `Host` of this program, read once; and what belongs to the program as a whole."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import attrs
+
+from sandboxlib.engine.ids import IdRanges
+from sandboxlib.errors import SpecError
+from sandboxlib.host import Host
+from sandboxlib.kernel.cgroup import sweep
+from sandboxlib.kernel.probe import probe
+from sandboxlib.spec import SandboxSpec
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.waiter import Waiter
+
+
+class Program:
+    """
+    What all sandboxes of a program share.
+
+    Attributes:
+        host: What this machine can do.
+        ids: Ranges of IDs.
+        children: Pids of ours that somebody waits for: each sandbox's pid 1, and commands.
+    """
+
+    def __init__(self) -> None:
+        self.host: Host = probe()
+        self.ids = IdRanges(self.host.run_dir)
+        self.children: set[int] = set()
+        self._swept = False
+        self._seen: dict[frozenset[str], Host] = {frozenset(): self.host}
+        # What programs left that were killed: the kernel frees all but their cgroups.
+        sweep(self.host.cgroups)
+
+    async def sweep(self, waiter: Waiter) -> None:
+        """Remove the layers on disk of programs that were killed; only the first time it is asked to."""
+        if self._swept:
+            return
+        self._swept = True
+        if os.path.isdir(self.host.run_dir):
+            from sandboxlib.engine.storage import sweep as sweep_layers
+
+            await sweep_layers(waiter, self.host)
+
+    def host_for(self, files: frozenset[str]) -> Host:
+        """The host, and which bind sources are files; the same object each time."""
+        if files not in self._seen:
+            self._seen[files] = attrs.evolve(self.host, files=files)
+        return self._seen[files]
+
+
+@lru_cache(1)
+def _program(_pid: int, _uid: int) -> Program:
+    return Program()
+
+
+def program() -> Program:
+    """This program's; read anew in a forked child and after a change of user."""
+    return _program(os.getpid(), os.geteuid())
+
+
+def resolve(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
+    """
+    Look at the files that *spec* names, so that the planner need not.
+
+    Raises:
+        SpecError: One does not exist, or is not what it has to be.
+    """
+    owner = program()
+    if spec.rootfs is None and not spec.mounts and spec.security is None:
+        return spec, owner.host
+    rootfs = spec.rootfs
+    for field, paths in (("rootfs.path", (rootfs.path,)), ("rootfs.lower", rootfs.lower)) if rootfs else ():
+        for path in paths:
+            if path is not None and not os.path.isdir(path):
+                raise SpecError(field, path, "a folder that exists")
+    files, mounts = [], []
+    for path in rootfs.paths if rootfs else ():
+        if not os.path.lexists(path):
+            raise SpecError("rootfs.paths", path, "a path that exists")
+        if not os.path.isdir(path):
+            files.append(path)
+    for mount in spec.mounts:
+        if mount.kind == "bind" and mount.source is not None:
+            if not os.path.exists(mount.source):
+                if mount.optional:
+                    continue
+                raise SpecError(
+                    "mounts", mount.source, "a source that exists, or Mount.bind(..., optional=True)"
+                )
+            if not os.path.isdir(mount.source):
+                files.append(mount.source)
+        mounts.append(mount)
+    if len(mounts) != len(spec.mounts):
+        spec = attrs.evolve(spec, mounts=mounts)
+    return _security(spec), owner.host_for(frozenset(files))
+
+
+def _security(spec: SandboxSpec) -> SandboxSpec:
+    security = spec.security
+    if security is None:
+        return spec
+    for path in security.devices:
+        if not os.path.exists(path):
+            raise SpecError("security.devices", path, "a device that exists")
+    if isinstance(security.seccomp, str) and security.seccomp.startswith("/"):
+        from sandboxlib.seccomp import Profile
+
+        profile = Profile.from_file(security.seccomp)
+        return attrs.evolve(spec, security=attrs.evolve(security, seccomp=profile))
+    return spec

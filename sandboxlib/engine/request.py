@@ -1,0 +1,139 @@
+"""
+What a command is, as the arguments of ``run`` and ``popen`` say it.
+
+Its words, its environment, its descriptors: checked, and brought into the form that plans take.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sandboxlib.errors import SpecError
+from sandboxlib.kernel import launcher
+from sandboxlib.plan.root import WORK
+from sandboxlib.spec import SandboxSpec
+
+PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+
+
+class Stdio(NamedTuple):
+    """
+    Descriptors of a command.
+
+    Attributes:
+        theirs: Its 0, 1 and 2; borrowed or in `close`.
+        ours: The other ends of its pipes, or -1; owned by the process object.
+        close: Those of `theirs` to be closed when it has started.
+        foreign: One of them is a file of the caller's.
+        terminal: The other end of its terminal, or -1; owned by the process object.
+    """
+
+    theirs: tuple[int, int, int]
+    ours: tuple[int, int, int]
+    close: tuple[int, ...]
+    foreign: bool
+    terminal: int = -1
+
+
+class Unsaid(int):
+    """A default for a stream: it counts as the number that it is, and shows that nobody gave it."""
+
+
+UNSAID = Unsaid(DEVNULL)
+
+
+def stdio(stdin: object, stdout: object, stderr: object) -> Stdio:
+    """
+    Make the descriptors that `subprocess` would make.
+
+    Each is `PIPE`, `DEVNULL`, `STDOUT` (for stderr), a descriptor, a file, or
+    None for the caller's own.
+
+    Raises:
+        SpecError: It is none of these.
+    """
+    theirs, ours, close = [-1, -1, -1], [-1, -1, -1], []
+    foreign = False
+    try:
+        for i, (name, value) in enumerate((("stdin", stdin), ("stdout", stdout), ("stderr", stderr))):
+            if isinstance(value, int) and value == PIPE:
+                read, write = os.pipe2(os.O_CLOEXEC)
+                theirs[i], ours[i] = (read, write) if i == 0 else (write, read)
+                close.append(theirs[i])
+            elif isinstance(value, int) and value == DEVNULL:
+                theirs[i] = os.open("/dev/null", os.O_CLOEXEC | (os.O_RDONLY if i == 0 else os.O_WRONLY))
+                close.append(theirs[i])
+            elif isinstance(value, int) and value == STDOUT and i == 2:
+                theirs[i] = theirs[1]
+            else:
+                theirs[i] = i if value is None else _fileno(name, value)
+                try:
+                    foreign |= stat.S_IFMT(os.fstat(theirs[i]).st_mode) in (
+                        stat.S_IFREG,
+                        stat.S_IFDIR,
+                        stat.S_IFBLK,
+                    )
+                except OSError:
+                    raise SpecError(name, value, "an open descriptor") from None
+    except BaseException:
+        launcher.close(*close, *ours)
+        raise
+    return Stdio((theirs[0], theirs[1], theirs[2]), (ours[0], ours[1], ours[2]), tuple(close), foreign)
+
+
+def _fileno(name: str, value: object) -> int:
+    allowed = "PIPE, DEVNULL, a file or a descriptor" + (", or STDOUT" if name == "stderr" else "")
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise SpecError(name, value, allowed)
+        return value
+    try:
+        return value.fileno()  # type: ignore[attr-defined,no-any-return]
+    except (AttributeError, OSError, ValueError):
+        raise SpecError(name, value, allowed) from None
+
+
+def arguments(args: object) -> tuple[bytes, ...]:
+    """A command as bytes. Raises: SpecError: It is empty, a plain string, or has a NUL."""
+    allowed = 'a list of strings, bytes or paths, such as ["sort", "-u"]; a shell line is for sh()'
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence) or not args:
+        raise SpecError("args", args, allowed)
+    try:
+        found = tuple(os.fsencode(arg) for arg in args)
+    except (TypeError, UnicodeError):
+        raise SpecError("args", args, allowed) from None
+    if any(b"\0" in arg for arg in found) or not found[0]:
+        raise SpecError("args", args, "without NUL, and not an empty name")
+    return found
+
+
+def variables(env: object) -> dict[str, str | None]:
+    """Check an environment. Raises: SpecError."""
+    if env is None:
+        return {}
+    if not isinstance(env, Mapping):
+        raise SpecError("env", env, "a mapping of names to strings")
+    for name, value in env.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise SpecError("env", name, "names without '=' and NUL")
+        if value is not None and (not isinstance(value, str) or "\0" in value):
+            raise SpecError("env", value, "strings without NUL, or None to leave the name out")
+    return dict(env)
+
+
+def candidates(name: bytes, env: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """What execvp(3) would try, in order."""
+    if b"/" in name:
+        return (name,)
+    path = next((item[5:] for item in env if item.startswith(b"PATH=")), b"")
+    folders = path.split(b":") if path else [b"/usr/bin", b"/bin"]
+    return tuple((folder or b".") + b"/" + name for folder in folders)
+
+
+def default_cwd(spec: SandboxSpec) -> str:
+    """Where commands begin when nothing is said."""
+    return WORK if spec.rootfs is None or spec.rootfs.kind == "host" else "/"

@@ -1,0 +1,163 @@
+"""Helpers that carry out steps somewhere else, inside a sandbox above all, and hand out what they opened."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from math import inf
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from sandboxlib.engine.encode import encode, failure
+from sandboxlib.engine.waiter import READ, Waiter
+from sandboxlib.errors import KernelError, StateError
+from sandboxlib.kernel import launcher
+from sandboxlib.kernel.program import FIRST
+from sandboxlib.plan.command import serve
+from sandboxlib.plan.steps import Step
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.sandbox import Engine
+
+#: The steps of a helper's own start are numbered from here on.
+START = 1 << 20
+
+
+class Answer(NamedTuple):
+    """What a request brought back. Attributes: value, its last result; fds, owned by the caller."""
+
+    value: int
+    fds: tuple[int, ...]
+
+
+class Helper:
+    """
+    A process that carries out lists of steps, like a plan's, one request after the other.
+
+    It begins with *start*, whose last step is `Serve`, and finds *fds*, which are
+    borrowed, from `FIRST` on.
+    """
+
+    def __init__(self, waiter: Waiter, start: tuple[Step, ...], *fds: int, code: bytes = b"") -> None:
+        self._waiter = waiter
+        self._start = start
+        self._code = code
+        self._fds = fds
+        self._control = -1
+        self._pid = 0
+        # Readable when the place where it stands has ended, which need not end a call that it makes.
+        self._place = -1
+
+    async def __aenter__(self) -> Self:
+        ours, theirs = launcher.socketpair()
+        try:
+            code = self._code or encode(self._start, index=START)
+            self._pid = launcher.spawn(code, (theirs, theirs, theirs), theirs, *self._fds)
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        self._control = ours
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # At the end of its socket it leaves, unless it is still in a call of an unfinished request:
+        # what is inside can make an open or a connect last for ever.
+        os.close(self._control)
+        if kind is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        launcher.reap(self._pid)
+
+    async def ask(self, *steps: Step, deadline: float = inf) -> Answer:
+        """
+        Carry out *steps* there.
+
+        Raises:
+            KernelError: One failed; those after it were not tried. ETIMEDOUT: *deadline* came first.
+            StateError: The sandbox has ended.
+        """
+        fds: list[int] = []
+        try:
+            self._send(encode(steps))
+            while True:
+                waiting = {fd: READ for fd in (self._control, self._place) if fd >= 0}
+                ready = await self._waiter.ready(waiting, deadline)
+                if not ready:
+                    raise KernelError(errno.ETIMEDOUT, str(steps[-1]), steps[-1].why)
+                report = self._receive() if self._control in ready else None
+                if report is None:
+                    raise await self._gone()
+                if report.kind == launcher.READY:
+                    fds.append(report.fd)
+                elif report.kind == launcher.DONE:
+                    return Answer(report.value, tuple(fds))
+                elif report.step >= START:
+                    raise self._not_started(failure(self._start, report.step - START, report.error))
+                else:
+                    raise failure(steps, report.step, report.error)
+        except BaseException:
+            launcher.close(*fds)
+            raise
+
+    def _send(self, code: bytes) -> None:
+        try:
+            launcher.send(self._control, code)
+        except KernelError as error:
+            # It has ended at its start, and what it had to say about that stands in the socket.
+            if error.errno != errno.EPIPE:
+                raise
+
+    def _receive(self) -> launcher.Reported | None:
+        try:
+            return launcher.receive(self._control)
+        except KernelError as error:
+            # It has ended without having read what we sent; what it had to say comes after that.
+            if error.errno != errno.ECONNRESET:
+                raise
+            return launcher.receive(self._control)
+
+    async def _gone(self) -> Exception:
+        return KernelError(errno.EPIPE, f"recvmsg({self._control})", "the helper ended without a word")
+
+    def _not_started(self, error: KernelError) -> Exception:
+        return error
+
+
+class Session(Helper):
+    """
+    A helper with root's rights inside and the sandbox's view of the file tree, but no process of it.
+
+    The kernel resolves each path where the helper stands, so nothing of the host can
+    be named. Descriptors of the program that it is to have stand from `GIVEN` on.
+    """
+
+    GIVEN = FIRST + 1
+
+    def __init__(self, engine: Engine, *fds: int) -> None:
+        self._engine = engine
+        steps = serve(engine.spec, engine.host)
+        super().__init__(engine.waiter, steps, engine.pidfd, *fds, code=engine.serve_code)
+        self._place = engine.pidfd
+
+    async def __aenter__(self) -> Self:
+        self._engine.check()
+        return await super().__aenter__()
+
+    async def _gone(self) -> Exception:
+        await self._engine.check_alive()
+        return StateError("the sandbox has ended")
+
+    def _not_started(self, error: KernelError) -> Exception:
+        # It joins what pid 1 is in; where that fails, pid 1 is no more.
+        gone = StateError("the sandbox has ended")
+        gone.__cause__ = error
+        return gone
+
+
+__all__ = ["START", "Answer", "Helper", "KernelError", "Session"]

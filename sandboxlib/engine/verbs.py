@@ -1,0 +1,248 @@
+"""What a live sandbox can be asked, once for all faces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sandboxlib import quantity
+from sandboxlib.engine.capture import MAX_OUTPUT, OnLine, communicate
+from sandboxlib.engine.process import Process
+from sandboxlib.engine.request import DEVNULL, PIPE, UNSAID, Unsaid, stdio
+from sandboxlib.errors import SpecError, StateError, TimeoutExpired, UnsupportedError
+from sandboxlib.limits import Limits
+from sandboxlib.result import Completed, NetworkStats, Stats
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.sandbox import Engine
+    from sandboxlib.engine.terminal import Size
+
+Args = Sequence[str | bytes | os.PathLike[str]]
+
+
+async def popen(
+    engine: Engine,
+    args: Args,
+    *,
+    stdin: Any = UNSAID,
+    stdout: Any = UNSAID,
+    stderr: Any = UNSAID,
+    env: Any = None,
+    cwd: Any = None,
+    limits: Limits | None = None,
+    tty: bool = False,
+    rows: Any = None,
+    columns: Any = None,
+    text: bool = False,
+) -> Process:
+    """Start a command and return while it runs."""
+    check_limits(limits, popen=True)
+    if tty and text:
+        raise SpecError("text", text, "left out with tty=True: a terminal is read as bytes")
+    size = check_tty(tty, rows, columns, stdin=stdin, stdout=stdout, stderr=stderr)
+    engine.check()
+    process = Process(engine, args)
+    await process.start(size or stdio(stdin, stdout, stderr), env=env, cwd=cwd, limits=limits)
+    return process
+
+
+def check_tty(tty: object, rows: object, columns: object, **streams: object) -> Size | None:
+    """The size of the terminal that is asked for. Raises: SpecError: Something contradicts it."""
+    if not isinstance(tty, bool):
+        raise SpecError("tty", tty, "True or False")
+    if not tty:
+        for name, value in (("rows", rows), ("columns", columns)):
+            if value is not None:
+                raise SpecError(name, value, "left out without tty=True")
+        return None
+    for name, stream in streams.items():
+        if not isinstance(stream, Unsaid):
+            raise SpecError(name, stream, "left out with tty=True: the terminal is all three streams")
+    from sandboxlib.engine.terminal import Size
+
+    return Size.of(24 if rows is None else rows, 80 if columns is None else columns)
+
+
+async def run(
+    engine: Engine,
+    args: Args,
+    *,
+    input: Any = None,
+    stdin: Any = None,
+    stdout: Any = PIPE,
+    stderr: Any = PIPE,
+    text: bool = False,
+    encoding: str | None = None,
+    errors: str | None = None,
+    env: Any = None,
+    cwd: Any = None,
+    timeout: float | None = None,
+    limits: Limits | None = None,
+    max_output: int | str = MAX_OUTPUT,
+    overflow: str = "truncate",
+    on_line: OnLine | None = None,
+    check: bool = False,
+) -> Completed:
+    """Run a command to its end."""
+    deadline = inf
+    if timeout is not None:
+        deadline = engine.waiter.now() + quantity.seconds("timeout", timeout)
+    kept = MAX_OUTPUT if max_output is MAX_OUTPUT else quantity.size("max_output", max_output)
+    if overflow not in ("truncate", "kill"):
+        raise SpecError("overflow", overflow, '"truncate" or "kill"')
+    if on_line is not None and not callable(on_line):
+        raise SpecError("on_line", on_line, "a function of a stream's name and a line")
+    decoding = (encoding or "utf-8", errors or "strict") if text or encoding or errors else None
+    data = to_bytes(input, decoding)
+    if input is not None and stdin is not None:
+        raise SpecError("stdin", stdin, "left out where input= is given")
+    feed = PIPE if input is not None else DEVNULL if stdin is None else stdin
+    if feed == PIPE and isinstance(feed, int) and input is None:
+        data = b""
+    check_limits(limits)
+    engine.check()
+    process = Process(engine, args)
+    if not await process.start(
+        stdio(feed, stdout, stderr), env=env, cwd=cwd, limits=limits, deadline=deadline
+    ):
+        assert timeout is not None
+        raise TimeoutExpired(args, timeout, *(from_bytes(b"", decoding) for _ in range(2)))
+    captured = await communicate(
+        process,
+        data,
+        deadline=deadline,
+        limits=limits,
+        max_output=kept,
+        kill_past=overflow == "kill",
+        on_line=on_line,
+        decoding=decoding,
+    )
+    out, err = (from_bytes(data, decoding) for data in (captured.stdout, captured.stderr))
+    if captured.expired:
+        assert timeout is not None
+        raise TimeoutExpired(args, timeout, out, err)
+    assert process.returncode is not None
+    assert process.outcome is not None
+    assert process.usage is not None
+    done = Completed(
+        args,
+        process.returncode,
+        out,
+        err,
+        outcome=process.outcome,
+        usage=process.usage,
+        stdout_truncated=captured.stdout_truncated,
+        stderr_truncated=captured.stderr_truncated,
+    )
+    if check:
+        done.check_returncode()
+    return done
+
+
+def to_bytes(value: Any, decoding: tuple[str, str] | None) -> bytes:
+    """What a command is fed. Raises: SpecError."""
+    if value is None:
+        return b""
+    if isinstance(value, str) and decoding is not None:
+        return value.encode(*decoding)
+    try:
+        return bytes(memoryview(value))
+    except TypeError:
+        raise SpecError("input", value, "bytes, or a string with text=True") from None
+
+
+def from_bytes(value: bytes | None, decoding: tuple[str, str] | None) -> Any:
+    """What a command wrote, as text where that was asked for."""
+    if value is None or decoding is None:
+        return value
+    # As subprocess's universal newlines.
+    return value.decode(*decoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_limits(limits: object, *, popen: bool = False) -> None:
+    """Raises: SpecError: It is not a `Limits`, or has one that nobody would watch."""
+    if limits is None:
+        return
+    if not isinstance(limits, Limits):
+        raise SpecError("limits", limits, "a Limits value")
+    for name in ("wall_time", "cpu_time", "output") if popen else ():
+        if (value := getattr(limits, name)) is not None:
+            raise SpecError(
+                f"limits.{name}", value, "left out with popen(): it is kept by run(), which waits"
+            )
+
+
+def stats(engine: Engine) -> Stats:
+    """What it uses now."""
+    engine.check()
+    network = _network(engine)
+    if engine.group is None:
+        return Stats(None, None, None, None, network)
+    return engine.group.stats()._replace(network=network)
+
+
+def _network(engine: Engine) -> dict[str, NetworkStats]:
+    found = {}
+    with open(f"/proc/{engine.pid}/net/dev", encoding="ascii") as file:
+        for line in file:
+            name, colon, rest = line.partition(":")
+            if colon:
+                numbers = [int(part) for part in rest.split()]
+                found[name.strip()] = NetworkStats(numbers[0], numbers[8], numbers[1], numbers[9])
+    return found
+
+
+def group(engine: Engine, what: str) -> Any:
+    """Its cgroup. Raises: UnsupportedError: This host has none."""
+    engine.check()
+    if engine.group is None:
+        raise UnsupportedError(what, "a cgroup that this program may write", engine.host.cgroups.hint)
+    return engine.group
+
+
+def pause(engine: Engine) -> None:
+    """Stop every process in it."""
+    found = group(engine, "pause()")
+    # First: whoever ends the sandbox has to know that some may have stopped already.
+    engine.frozen = True
+    try:
+        found.freeze()
+    except BaseException:
+        found.thaw()
+        engine.frozen = False
+        raise
+
+
+def resume(engine: Engine) -> None:
+    """Let them go on."""
+    group(engine, "resume()").thaw()
+    engine.frozen = False
+
+
+def update(engine: Engine, changes: dict[str, Any]) -> None:
+    """Change limits while it runs: memory, cpus, pids, and every field of `CGroup`."""
+    from sandboxlib.cgroup import CGroup
+
+    short = {"memory": "memory_max", "cpus": "cpu_max", "pids": "pids_max"}
+    names = {attribute.name for attribute in attrs.fields(CGroup)}
+    fields = {}
+    for name, value in changes.items():
+        field = short.get(name, name)
+        if field not in names:
+            raise SpecError("update", name, f"one of {', '.join(sorted({*short, *names}))}")
+        if field in fields:
+            raise SpecError(name, value, f"left out where {field} is given")
+        fields[field] = value
+    group(engine, "a change of limits").update(CGroup(**fields))
+
+
+def kill(engine: Engine) -> None:
+    """Kill every process in it."""
+    engine.kill()
+
+
+__all__ = ["StateError"]

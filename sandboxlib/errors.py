@@ -1,0 +1,327 @@
+"""
+Every error that sandboxlib raises, and nothing else.
+
+::
+
+    SandboxError                        root; never raised itself
+    ├─ SpecError(ValueError)            you asked for something that makes no sense
+    ├─ UnsupportedError                 this host cannot do it
+    ├─ KernelError(OSError)             a system call failed
+    ├─ ImageError                       digest, manifest, layer, registry
+    ├─ NetworkError                     addresses, ports, interfaces
+    ├─ ViolationError                   unsafe input: an escape, a race, a trick
+    ├─ StateError(RuntimeError)         the object is not in a state that allows this
+    ├─ ExitError(CalledProcessError)    the command failed and check=True
+    │  ├─ CommandNotFoundError(FileNotFoundError)        exit 127
+    │  └─ CommandNotExecutableError(PermissionError)     exit 126
+    └─ TimeoutExpired(subprocess.TimeoutExpired)         the caller's patience ended
+
+They are split by whose fault it is: yours (`SpecError`, `StateError`), the
+host's (`UnsupportedError`, `KernelError`), the input's (`ViolationError`,
+`ImageError`), or the command's (`ExitError`, `TimeoutExpired`).
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+import subprocess
+
+
+class SandboxError(Exception):
+    """The root of all errors of this library; catch it to catch them all."""
+
+
+class SpecError(SandboxError, ValueError):
+    """
+    A value makes no sense, or two values contradict each other.
+
+    Raised before anything is made, so nothing has to be undone. You do not get
+    it when the value is fine but this host cannot serve it: that is
+    `UnsupportedError`.
+
+    Attributes:
+        field: The name of the argument or attribute.
+        value: What was given.
+        allowed: What would have been accepted, as a phrase.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{field!r} must be {allowed} (got {_brief(value)})")
+
+
+def _brief(value: object) -> str:
+    # A number of thousands of digits has no repr: Python refuses to make one.
+    try:
+        text = repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= 200 else f"{text[:150]}... of {len(text)} characters"
+
+
+class UnsupportedError(SandboxError):
+    """
+    This host cannot do what was asked; nothing has been made.
+
+    Attributes:
+        feature: What was asked for.
+        needs: What the host lacks.
+        hint: How to get it, as an instruction; empty when there is no way.
+    """
+
+    def __init__(self, feature: str, needs: str, hint: str = "") -> None:
+        self.feature = feature
+        self.needs = needs
+        self.hint = hint
+        text = f"{feature} is not possible on this host: it needs {needs}"
+        super().__init__(f"{text}; {hint}" if hint else text)
+
+
+# What an errno means for a call where the kernel's own text misleads.
+_HINTS: dict[tuple[str, int], str] = {
+    (
+        "clone3",
+        _errno.EPERM,
+    ): "user namespaces are forbidden here, a filter refuses it, or this is a chroot",
+    ("clone3", _errno.ENOSPC): "a limit in /proc/sys/user (max_user_namespaces and its siblings) is reached",
+    ("clone3", _errno.EAGAIN): "a pids limit, RLIMIT_NPROC or kernel.pid_max is reached",
+    ("clone3", _errno.ENOMEM): "no memory, or the PID namespace that was joined has ended",
+    ("clone3", _errno.ENOSYS): "the kernel is older than 5.3, or a seccomp filter hides the call",
+    ("execveat", _errno.EACCES): "vm.memfd_noexec forbids running from a memfd; set it to 0 or 1",
+    ("fsopen", _errno.EPERM): "mounting needs CAP_SYS_ADMIN in the mount namespace's user namespace",
+    ("fsmount", _errno.EPERM): "the host's /proc or /sys is partly masked, so the kernel refuses a fresh one "
+    "(as inside an unprivileged container)",
+    ("fsconfig", _errno.EINVAL): "the file system refused an option or a combination of them",
+    ("mount_setattr", _errno.ENOSYS): "the kernel is older than 5.12",
+    ("mount_setattr", _errno.EPERM): "the flag is locked: the mount comes from a more privileged namespace",
+    (
+        "mount_setattr",
+        _errno.EINVAL,
+    ): "the file system does not support ID-mapped mounts, or the flags conflict",
+    ("openat2", _errno.EXDEV): "the path leaves the root",
+    ("openat2", _errno.ELOOP): "the path crosses a magic link, or too many symbolic links",
+    ("setns", _errno.EPERM): "joining needs CAP_SYS_ADMIN in the namespace's user namespace",
+    ("setns", _errno.ESRCH): "the sandbox has ended",
+    ("setns", _errno.EINVAL): "a multi-threaded process, or a namespace of another kind",
+    (
+        "write /proc/self/uid_map",
+        _errno.EPERM,
+    ): "the range is not the caller's: see /etc/subuid and newuidmap(1)",
+    ("seccomp", _errno.EINVAL): "the kernel refused the filter program",
+    ("seccomp", _errno.EACCES): "a filter needs no_new_privs or CAP_SYS_ADMIN",
+    (
+        "write",
+        _errno.EBUSY,
+    ): "the cgroup has processes of its own (the no-internal-process rule of cgroup v2)",
+}
+
+
+class KernelError(SandboxError, OSError):
+    """
+    A system call failed while a step was carried out.
+
+    You do not get it for what can be known before: that is refused as
+    `SpecError` or `UnsupportedError`. Where `OSError` has a class for the errno, such as
+    FileNotFoundError, the error is one of that class too.
+
+    Attributes:
+        errno: The error number.
+        call: The call with its arguments, as the plan prints it.
+        step: What the call was for.
+        hint: What the errno means here when the kernel's text misleads; may be empty.
+    """
+
+    call: str
+    step: str
+    hint: str
+
+    def __new__(cls, errno: int, *_: object, **__: object) -> KernelError:  # noqa: D102, PYI034 - a subclass
+        # As OSError does: the builtin class for this errno is one of the error's own.
+        return super().__new__(_BUILTIN.get(errno, cls) if cls is KernelError else cls, errno)
+
+    def __init__(self, errno: int, call: str, step: str = "", hint: str = "") -> None:
+        self.call = call
+        self.step = step
+        name = call.split("(", 1)[0].strip()
+        self.hint = hint or _HINTS.get((name, errno), "")
+        code = _errno.errorcode.get(errno, str(errno))
+        text = f"{step}: {call}" if step else call
+        text = f"{text}: {os.strerror(errno)} ({code})"
+        self._text = f"{text}; hint: {self.hint}" if self.hint else text
+        super().__init__(errno, self._text)
+        # Set here, for with a __new__ of its own OSError leaves them alone.
+        self.args = (errno, self._text)
+        self.errno = errno
+        self.strerror = self._text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return KernelError, (self.errno, self.call, self.step, self.hint), {"filename": self.filename}
+
+    def __str__(self) -> str:
+        return self._text
+
+
+class KernelFileNotFoundError(KernelError, FileNotFoundError):
+    """A `KernelError` with ENOENT."""
+
+
+class KernelFileExistsError(KernelError, FileExistsError):
+    """A `KernelError` with EEXIST."""
+
+
+class KernelNotADirectoryError(KernelError, NotADirectoryError):
+    """A `KernelError` with ENOTDIR."""
+
+
+class KernelIsADirectoryError(KernelError, IsADirectoryError):
+    """A `KernelError` with EISDIR."""
+
+
+class KernelPermissionError(KernelError, PermissionError):
+    """A `KernelError` with EACCES or EPERM."""
+
+
+_BUILTIN: dict[int, type[KernelError]] = {
+    _errno.ENOENT: KernelFileNotFoundError,
+    _errno.EEXIST: KernelFileExistsError,
+    _errno.ENOTDIR: KernelNotADirectoryError,
+    _errno.EISDIR: KernelIsADirectoryError,
+    _errno.EACCES: KernelPermissionError,
+    _errno.EPERM: KernelPermissionError,
+}
+
+
+class ImageError(SandboxError):
+    """
+    An image, a layer or a registry is not as it has to be.
+
+    Attributes:
+        reference: The image or blob that it is about; may be empty.
+    """
+
+    def __init__(self, message: str, reference: str = "") -> None:
+        self.reference = reference
+        super().__init__(f"{reference}: {message}" if reference else message)
+
+
+class NetworkError(SandboxError):
+    """A network cannot be made or joined as asked: an address, a port or a name is taken."""
+
+
+class ViolationError(SandboxError):
+    """
+    Unsafe input was refused: it would have reached outside the sandbox.
+
+    Attributes:
+        path: The path that was refused; may be empty.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        self.path = path
+        super().__init__(f"{path}: {message}" if path else message)
+
+
+class StateError(SandboxError, RuntimeError):
+    """The object cannot do this now: it is closed, not yet open, or already open."""
+
+
+class ExitError(SandboxError, subprocess.CalledProcessError):
+    """
+    The command did not end well and ``check=True`` was given.
+
+    Attributes:
+        returncode: Exit status, or the negative number of the signal.
+        cmd: The command.
+        stdout, stderr: What it wrote, if captured.
+        completed: The whole `Completed`; None where the command never ran.
+    """
+
+    def __init__(
+        self,
+        returncode: int,
+        cmd: object,
+        stdout: object = None,
+        stderr: object = None,
+        completed: object = None,
+    ) -> None:
+        subprocess.CalledProcessError.__init__(self, returncode, cmd, stdout, stderr)  # type: ignore[arg-type]
+        self.completed = completed
+
+    def __str__(self) -> str:
+        text = subprocess.CalledProcessError.__str__(self)
+        outcome = getattr(self.completed, "outcome", None)
+        if outcome is not None and outcome.value != "exited":
+            text = f"{text[:-1]} ({outcome.value})"
+        tail = self.stderr
+        if isinstance(tail, bytes):
+            tail = tail.decode(errors="replace")
+        if tail:
+            text += "\n" + tail[-2000:].rstrip()
+        return text
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the command, or None."""
+        return -self.returncode if self.returncode < 0 else None
+
+
+class _CommandError(ExitError, OSError):
+    """What the two errors below share: a command that never began."""
+
+    _default_errno = 0
+    _returncode = 0
+
+    def __init__(self, path: str, cmd: object, errno: int = 0, reason: str = "") -> None:
+        ExitError.__init__(self, self._returncode, cmd)
+        self.errno = errno or self._default_errno
+        self.filename = path
+        self.path = path
+        self.strerror = reason or os.strerror(self.errno)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.strerror} (exit {self.returncode})"
+
+
+class CommandNotFoundError(_CommandError, FileNotFoundError):
+    """
+    The command does not exist inside, or its interpreter does not; nothing ran.
+
+    Raised with or without ``check=True``: there is no status to report.
+
+    Attributes:
+        path: What was looked for.
+        returncode: 127, as a shell would say.
+    """
+
+    _default_errno = _errno.ENOENT
+    _returncode = 127
+
+
+class CommandNotExecutableError(_CommandError, PermissionError):
+    """
+    The command exists inside but cannot be executed; nothing ran.
+
+    Attributes:
+        path: What was tried.
+        returncode: 126, as a shell would say.
+    """
+
+    _default_errno = _errno.EACCES
+    _returncode = 126
+
+
+class TimeoutExpired(SandboxError, subprocess.TimeoutExpired):
+    """
+    ``timeout=`` seconds have passed; the command's whole tree has been killed.
+
+    Attributes:
+        cmd: The command.
+        timeout: The seconds that were allowed.
+        stdout, stderr: What it had written until then, if captured.
+    """
+
+    def __init__(self, cmd: object, timeout: float, output: object = None, stderr: object = None) -> None:
+        subprocess.TimeoutExpired.__init__(self, cmd, timeout, output, stderr)  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+"""
+What a machine can do, as frozen values.
+
+Read once by `sandboxlib.kernel.probe` and handed to the planner, so that a plan can be
+made, and tested, for any machine on any machine.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class CGroupHost:
+    """
+    Where this program may make cgroups, and with which controllers.
+
+    Attributes:
+        version: 2 for the unified hierarchy, 1 for v1 and hybrid machines, 0 for none at all.
+        bases: Controller, by its v2 name (v1's blkio is ``io``), to the folder below which groups are
+            made; on v2 all are the same folder. Besides controllers ``devices``, ``freezer`` and
+            ``cpuacct`` stand here where device rules, freezing and CPU accounting can be had.
+        hint: One sentence: why a controller that is not in `bases` is missing, and the way out.
+    """
+
+    version: int = 0
+    bases: dict[str, str] = attrs.field(factory=dict, hash=False)
+    hint: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """
+    One name of the host that its view shows.
+
+    Attributes:
+        kind: ``dir`` and ``file`` are bound read-only, ``link`` is made anew.
+        path: Absolute.
+        target: Of a link, as it stands in it.
+    """
+
+    kind: str
+    path: str
+    target: str = ""
+
+
+# Compared by identity: it is read once, and is a key of caches on the hot path.
+@attrs.frozen(kw_only=True, eq=False)
+class Host:
+    """
+    What this machine, and this program on it, can do.
+
+    Attributes:
+        kernel: (major, minor).
+        machine: As uname(2) says, such as ``x86_64``.
+        uid, gid: Of the program.
+        groups: Supplementary groups of the program.
+        privileged: It has the capabilities of root over the whole machine.
+        namespaces: Kinds that the kernel has, in OCI's names.
+        userns_hint: Why user namespaces cannot be made, or empty.
+        landlock: Version of the Landlock ABI, 0 without.
+        hidden: System calls that are not to be had: the kernel is too old, or a filter hides them.
+        subuids, subgids: Subordinate (start, count), if newuidmap(1) and newgidmap(1) can be used.
+        cgroups: Where cgroups can be made.
+        view: What `Rootfs.host` shows.
+        search_path: Folders for commands, in order.
+        files: Bind sources that are files; filled in for one sandbox, see `sandboxlib.engine.current`.
+        run_dir: Folder for locks, below /run or ``$XDG_RUNTIME_DIR``.
+    """
+
+    kernel: tuple[int, int]
+    machine: str
+    uid: int
+    gid: int
+    privileged: bool
+    namespaces: frozenset[str]
+    groups: tuple[int, ...] = ()
+    userns_hint: str = ""
+    landlock: int = 0
+    hidden: frozenset[str] = frozenset()
+    subuids: tuple[int, int] | None = None
+    subgids: tuple[int, int] | None = None
+    cgroups: CGroupHost = CGroupHost()
+    view: tuple[Entry, ...] = ()
+    search_path: tuple[str, ...] = ()
+    files: frozenset[str] = frozenset()
+    run_dir: str = ""

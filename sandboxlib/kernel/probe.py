@@ -1,0 +1,210 @@
+"""Reads what this machine can do into a `Host`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sandboxlib.errors import KernelError
+from sandboxlib.host import Entry, Host
+from sandboxlib.kernel.calls import hidden
+from sandboxlib.kernel.cgroup import probe as probe_cgroups
+from sandboxlib.kernel.syscall import read_file, syscall
+
+_FILES = {"mount": "mnt", "network": "net"}
+_KINDS = ("mount", "uts", "ipc", "network", "pid", "user", "cgroup", "time")
+# CHOWN, DAC_OVERRIDE, SETGID, SETUID, NET_ADMIN, SYS_ADMIN: what the launcher needs of root.
+_ROOT = sum(1 << n for n in (0, 1, 6, 7, 12, 21))
+
+#: Of the host's tree: programs and libraries.
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
+#: Of the host's /etc, by name: what programs need and no secret. Everything else stays out.
+_ETC = (
+    "alternatives",
+    "crypto-policies",
+    "fonts",
+    "java",
+    "java-11-openjdk",
+    "java-17-openjdk",
+    "java-21-openjdk",
+    "java-25-openjdk",
+    "ld.so.cache",
+    "localtime",
+    "os-release",
+    "perl",
+    "pki/ca-trust/extracted",
+    "pki/tls/certs",
+    "pki/tls/openssl.cnf",
+    "protocols",
+    "services",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+)
+
+
+def probe() -> Host:
+    """
+    Look at this machine.
+
+    Raises:
+        KernelError: /proc is missing, or a file of it cannot be read.
+    """
+    uname = os.uname()
+    major, minor = (int("".join(filter(str.isdigit, part))) for part in uname.release.split(".")[:2])
+    uid, gid = os.geteuid(), os.getegid()
+    privileged = uid == 0 and _capabilities() & _ROOT == _ROOT
+    present = frozenset(kind for kind in _KINDS if os.path.exists(f"/proc/self/ns/{_FILES.get(kind, kind)}"))
+    subuids = subgids = None
+    if not privileged:
+        subuids, subgids = _subordinate(uid, "/etc/subuid"), _subordinate(uid, "/etc/subgid")
+        if not (subuids and subgids and _tool("newuidmap") and _tool("newgidmap")):
+            subuids = subgids = None
+    return Host(
+        kernel=(major, minor),
+        machine=uname.machine,
+        uid=uid,
+        gid=gid,
+        privileged=privileged,
+        groups=tuple(group for group in os.getgroups() if group != gid),
+        namespaces=present,
+        userns_hint=_userns_hint(privileged),
+        landlock=_landlock(),
+        hidden=hidden(),
+        subuids=subuids,
+        subgids=subgids,
+        cgroups=probe_cgroups(),
+        view=(*_system(), *_etc(), *_python()),
+        search_path=_search_path(),
+        run_dir=_run_dir(uid),
+    )
+
+
+def _capabilities() -> int:
+    for line in read_file("/proc/self/status").splitlines():
+        if line.startswith(b"CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _landlock() -> int:
+    try:
+        return syscall("landlock_create_ruleset", 0, 0, 1)
+    except KernelError as error:
+        # ENOSYS: not built in; EOPNOTSUPP: switched off at boot; EPERM: a filter refuses it.
+        if error.errno in (1, 38, 95):
+            return 0
+        raise
+
+
+def _number(path: str) -> int | None:
+    return int(read_file(path)) if os.path.exists(path) else None
+
+
+def _userns_hint(privileged: bool) -> str:
+    if not os.path.exists("/proc/self/ns/user"):
+        return "the kernel is built without CONFIG_USER_NS"
+    if _number("/proc/sys/user/max_user_namespaces") == 0:
+        return "set user.max_user_namespaces above 0 with sysctl(8)"
+    if not privileged and _number("/proc/sys/kernel/unprivileged_userns_clone") == 0:
+        return "set kernel.unprivileged_userns_clone to 1 with sysctl(8)"
+    if not privileged and _number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1:
+        return (
+            "give the interpreter an AppArmor profile with 'userns,', "
+            "or set kernel.apparmor_restrict_unprivileged_userns to 0 with sysctl(8)"
+        )
+    return ""
+
+
+def _subordinate(uid: int, path: str) -> tuple[int, int] | None:
+    """The first range of *uid* in subuid(5), by number or by name."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            lines = [line.strip().split(":") for line in file]
+    except FileNotFoundError:
+        return None
+    names = {str(uid)}
+    try:
+        import pwd
+
+        names.add(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        # newuidmap(1) refuses a user without a name; then there is no range either.
+        return None
+    for parts in lines:
+        if len(parts) == 3 and parts[0] in names and parts[1].isdigit() and parts[2].isdigit():
+            return int(parts[1]), int(parts[2])
+    return None
+
+
+def _tool(name: str) -> str | None:
+    for folder in ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"):
+        if os.access(f"{folder}/{name}", os.X_OK):
+            return f"{folder}/{name}"
+    return None
+
+
+def _entry(path: str) -> Entry | None:
+    if os.path.islink(path):
+        return Entry(kind="link", path=path, target=os.readlink(path))
+    if os.path.isdir(path):
+        return Entry(kind="dir", path=path)
+    return Entry(kind="file", path=path) if os.path.isfile(path) else None
+
+
+def _system() -> list[Entry]:
+    return [entry for path in _SYSTEM if (entry := _entry(path)) is not None]
+
+
+def _etc() -> list[Entry]:
+    return [entry for name in _ETC if (entry := _entry(f"/etc/{name}")) is not None]
+
+
+def _python() -> list[Entry]:
+    """The interpreter's prefix, its virtual environment, and what both import from elsewhere."""
+    folders = [sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix]
+    folders += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    # What `pip install -e` put there: folders named in .pth files, and the finders of setuptools.
+    for folder in [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]:
+        folders += _pth(folder)
+    for finder in sys.meta_path:
+        mapping = getattr(sys.modules.get(getattr(finder, "__module__", "")), "MAPPING", None)
+        if isinstance(mapping, dict):
+            folders += [path for path in mapping.values() if isinstance(path, str)]
+    found: list[str] = []
+    for path in sorted(
+        {os.path.realpath(folder) for folder in folders} | {os.path.abspath(folder) for folder in folders}
+    ):
+        shown = any(path == other or path.startswith(f"{other}/") for other in (*found, *_SYSTEM))
+        if not shown and path != "/" and os.path.isdir(path):
+            found.append(path)
+    return [Entry(kind="dir", path=path) for path in found]
+
+
+def _pth(folder: str) -> list[str]:
+    found = []
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith(".pth")]
+    except FileNotFoundError:
+        return []
+    for name in names:
+        with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+            for line in file:
+                path = os.path.join(folder, line.strip())
+                if line.strip() and not line.startswith(("#", "import ", "import\t")) and path in sys.path:
+                    found.append(path)
+    return found
+
+
+def _search_path() -> tuple[str, ...]:
+    """The running interpreter's folder first, so that ``python3`` is this one."""
+    own = [os.path.dirname(os.path.abspath(sys.executable))] if sys.executable else []
+    own += [os.path.join(prefix, "bin") for prefix in (sys.prefix, sys.base_prefix)]
+    standard = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+    return tuple(dict.fromkeys([path for path in own if path not in standard] + standard))
+
+
+def _run_dir(uid: int) -> str:
+    if uid == 0:
+        return "/run/sandboxlib"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    return os.path.join(runtime if os.path.isdir(runtime) else "/tmp", f"sandboxlib-{uid}")

@@ -1,0 +1,59 @@
+"""The limits that hold where none was asked for, and how they hold without cgroups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from sandboxlib.cgroup import CGroup, require
+from sandboxlib.host import Host
+from sandboxlib.plan.protections import active
+from sandboxlib.spec import SandboxSpec
+
+#: For code that nobody vouches for: enough for a compiler, not enough to hurt a small machine.
+PIDS = 512
+MEMORY = 1 << 30
+
+
+def asked(spec: SandboxSpec) -> CGroup:
+    """What was asked for, by the short arguments and by ``cgroup=`` together."""
+    short = CGroup(memory_max=spec.memory, cpu_max=spec.cpus, pids_max=spec.pids)
+    return (spec.cgroup or CGroup()).merge(short)
+
+
+@lru_cache(64)
+def limits(spec: SandboxSpec, host: Host) -> CGroup:
+    """
+    What the sandbox's cgroup gets: what was asked for, and ceilings for the rest.
+
+    Raises:
+        UnsupportedError: This host cannot apply what was asked for.
+    """
+    value = asked(spec)
+    require(value, host.cgroups)
+    if "ceilings" not in active(spec.without):
+        return value
+    pids = PIDS if "pids" in host.cgroups.bases else None
+    memory = MEMORY if "memory" in host.cgroups.bases else None
+    return CGroup(pids_max=pids, memory_max=memory).merge(value)
+
+
+def rlimits(spec: SandboxSpec, host: Host) -> dict[str, int]:
+    """The ceilings as resource limits, for a host without the controllers; see `notes`."""
+    found = {}
+    if "ceilings" in active(spec.without):
+        # RLIMIT_NPROC counts per user of the sandbox's own user namespace (Linux 5.14), so it holds
+        # for the sandbox as a whole as long as it runs as one user.
+        if "pids" not in host.cgroups.bases:
+            found["nproc"] = PIDS
+        # Not RLIMIT_AS: runtimes reserve address space that they never use.
+        if "memory" not in host.cgroups.bases:
+            found["data"] = MEMORY
+    return found
+
+
+def notes(spec: SandboxSpec, host: Host) -> Iterator[str]:
+    """What holds less tightly than it would with cgroups."""
+    for name, value in rlimits(spec, host).items():
+        what = "processes" if name == "nproc" else "bytes of private memory for each process"
+        yield f"the default ceiling holds by RLIMIT_{name.upper()} ({value} {what}): {host.cgroups.hint}"

@@ -1,0 +1,312 @@
+"""The plan of one more command in a sandbox that stands."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from sandboxlib.host import Host
+from sandboxlib.plan import ceilings
+from sandboxlib.plan.confine import confine
+from sandboxlib.plan.flags import (
+    AT_FDCWD,
+    CLONE_INTO_CGROUP,
+    CLONE_NEWCGROUP,
+    CLONE_NEWUTS,
+    CLONE_PARENT,
+    CLONE_VFORK,
+    CLONE_VM,
+    NAMESPACES,
+    NOTHING,
+    O_CLOEXEC,
+    O_DIRECTORY,
+    O_PATH,
+    O_WRONLY,
+    PR_SET_DUMPABLE,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RLIMITS,
+    TIOCSCTTY,
+    Named,
+)
+from sandboxlib.plan.protections import active
+from sandboxlib.plan.root import user_of
+from sandboxlib.plan.start import hosts, namespaces
+from sandboxlib.plan.steps import Call, Clone, Exec, Report, Serve, Step
+from sandboxlib.spec import SandboxSpec
+
+INIT, TERMINAL, CWD = Named(5, "<pid 1>"), Named(0, "<terminal>"), Named(8, "<cwd>")
+SELF, MARK = Named(11, "</proc/self>"), Named(12, "<mark>")
+#: The cgroup.procs files that a command joins stand from here on, one for each hierarchy.
+GROUPS = 40
+
+_HOW = struct.Struct("=3Q")
+_LIMIT = struct.Struct("=2Q")
+_INFINITY = (1 << 64) - 1
+
+
+class Request(NamedTuple):
+    """
+    What a command is, apart from the sandbox it runs in.
+
+    Attributes:
+        paths: What to try to execute, in order.
+        argv: Its arguments, the name first.
+        env: Its environment as ``NAME=value``.
+        cwd: Where it begins; absolute.
+        tty: Descriptor 0 is a terminal, to be its controlling terminal.
+        foreign: One of its standard descriptors is a file of the caller's.
+        rlimits: Further resource limits, (soft, hard) by name.
+    """
+
+    paths: tuple[bytes, ...]
+    argv: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+    cwd: str
+    tty: bool = False
+    foreign: bool = False
+    rlimits: tuple[tuple[str, tuple[int, int]], ...] = ()
+
+
+def enter(spec: SandboxSpec, host: Host, *, cgroup: bool = True) -> tuple[Step, ...]:
+    """Join all namespaces of pid 1 that are not the host's; the cgroup namespace only if *cgroup*."""
+    flags = NOTHING
+    for kind, value in namespaces(spec, host).items():
+        if not (value is not None and value.mode == "host") and (cgroup or kind != "cgroup"):
+            flags |= NAMESPACES[kind][0]
+    return (Call("setns", (INIT, flags), "be where pid 1 is"),)
+
+
+class Fixed(NamedTuple):
+    """
+    The parts of a command's plan that are the same for all commands of a kind.
+
+    Attributes:
+        before: The launcher: resource limits, and into the sandbox.
+        flags: For the clone.
+        child: The command's own process, up to the execve.
+        report: The launcher's last word.
+    """
+
+    before: tuple[Step, ...]
+    flags: Named
+    child: tuple[Step, ...]
+    report: Report
+
+
+class Group(NamedTuple):
+    """
+    How a command gets into its cgroup.
+
+    Attributes:
+        folder: To be born in; v2.
+        namespace: The sandbox's cgroup namespace, to be joined after that.
+        files: To write "0" to instead, one for each hierarchy.
+    """
+
+    folder: str | None = None
+    namespace: str = ""
+    files: tuple[str, ...] = ()
+
+
+class Kind(NamedTuple):
+    """What makes commands of one kind. Attributes: as `Request` and `Group`."""
+
+    cwd: str
+    tty: bool
+    foreign: bool
+    rlimits: tuple[tuple[str, tuple[int, int]], ...]
+    files: int
+    into: bool
+
+
+@lru_cache(256)
+def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
+    """Plan what does not depend on the command itself."""
+    how = _HOW.pack(O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    text = f'"{kind.cwd}", {O_PATH | O_DIRECTORY}, {RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS}'
+    steps = [Call("setsid", (), "a session of its own: no terminal of the caller's")]
+    if kind.tty:
+        steps.append(Call("ioctl", (TERMINAL, TIOCSCTTY, 0), "its terminal controls its session"))
+    flags = CLONE_PARENT | CLONE_VM | CLONE_VFORK
+    if not kind.into:
+        why = "the launcher itself is not counted"
+        steps += [Call("write", (GROUPS + i, b"0", 1), why) for i in range(kind.files)]
+        entering = enter(spec, host) if kind.files else tuple(_marked(spec, host))
+    else:
+        # Who is in the cgroup namespace cannot clone into a group that lies outside of it.
+        flags |= CLONE_INTO_CGROUP
+        entering = enter(spec, host, cgroup=False)
+        if not hosts(namespaces(spec, host), "cgroup"):
+            steps.append(
+                Call("setns", (GROUPS + 1, CLONE_NEWCGROUP), "its group is the top of all that it sees")
+            )
+    steps += [
+        Call(
+            "openat2",
+            (AT_FDCWD, kind.cwd, how, _HOW.size),
+            "the working directory, looked up inside",
+            out=CWD,
+            text=text,
+        ),
+        Call("fchdir", (CWD,), "enter the working directory"),
+        Call("getcwd", (bytes(4096), 4096), "it lies below the root", absolute=True),
+    ]
+    child = (*steps, *confine(spec, host, kind.foreign))
+    before = (
+        *raised(spec, host, kind),
+        # Before it can be seen from inside, and before it gives up the rights that protect it as
+        # well: the memory is the launcher's too. execve sets it back.
+        Call("prctl", (PR_SET_DUMPABLE, 0, 0, 0, 0), "until execve nobody inside may look into it"),
+        *entering,
+    )
+    return Fixed(
+        before, flags, child, Report("child", "the program may now wait for it", -1 if kind.files else MARK)
+    )
+
+
+def _marked(spec: SandboxSpec, host: Host) -> Iterator[Step]:
+    """
+    Enter with a UTS namespace of the command's own.
+
+    It tells the command's processes from others where no cgroup does, see
+    `sandboxlib.kernel.tagged`. The program gets its descriptor, which also keeps its
+    inode from being used again.
+    """
+    why = "a mark that children inherit and none can take off"
+    yield Call("openat", (AT_FDCWD, "/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC, 0), why, out=SELF)
+    yield from enter(spec, host)
+    yield Call("unshare", (CLONE_NEWUTS,), why)
+    yield Call("openat", (SELF, "ns/uts", O_CLOEXEC, 0), why, out=MARK)
+
+
+def opened(group: Group) -> tuple[Step, ...]:
+    """Open the cgroup from outside: it cannot be reached from inside."""
+    why = "the command's own cgroup"
+    if group.folder is not None:
+        flags = O_PATH | O_DIRECTORY | O_CLOEXEC
+        return (
+            Call("openat", (AT_FDCWD, group.folder, flags, 0), why, out=GROUPS),
+            Call("openat", (AT_FDCWD, group.namespace, O_CLOEXEC, 0), "and its namespace", out=GROUPS + 1),
+        )
+    flags = O_WRONLY | O_CLOEXEC
+    return tuple(
+        Call("openat", (AT_FDCWD, path, flags, 0), why, out=GROUPS + i) for i, path in enumerate(group.files)
+    )
+
+
+def executed(request: Request) -> Exec:
+    """The end of it."""
+    return Exec(request.paths, request.argv, request.env, "the command")
+
+
+def command(spec: SandboxSpec, host: Host, request: Request, group: Group) -> tuple[Step, ...]:
+    """
+    Plan a command: the launcher enters the sandbox, its child drops all rights and executes it.
+
+    The child is a child of the program, not of pid 1: its status and usage come
+    from the kernel, to the program, by no one's word.
+    """
+    kind = kind_of(request, group)
+    parts = fixed(spec, host, kind)
+    child = (*parts.child, executed(request))
+    clone = Clone(parts.flags, child, "the command, a child of the program", GROUPS if kind.into else -1)
+    return (*opened(group), *parts.before, clone, parts.report)
+
+
+def kind_of(request: Request, group: Group) -> Kind:
+    """The kind of a command."""
+    into = group.folder is not None
+    files = 2 if into else len(group.files)
+    return Kind(request.cwd, request.tty, request.foreign, request.rlimits, files, into)
+
+
+def serve(spec: SandboxSpec, host: Host) -> tuple[Step, ...]:
+    """Plan a helper for files and sockets: it has root's rights inside, and none outside."""
+    user = not hosts(namespaces(spec, host), "user")
+    return (
+        Call("prctl", (PR_SET_DUMPABLE, 0, 0, 0, 0), "nothing inside may look into it"),
+        *enter(spec, host),
+        *(
+            (
+                *(
+                    (Call("setgroups", (0, 0), "no group of the caller's stays effective"),)
+                    if host.privileged or host.subgids is not None
+                    else ()
+                ),
+                Call("setresgid", (0, 0, 0), "files are root's of the sandbox"),
+                Call("setresuid", (0, 0, 0), "files are root's of the sandbox"),
+            )
+            if user
+            else ()
+        ),
+        Call("umask", (0o022,), "modes as given"),
+        Serve("open, make, rename and remove inside"),
+    )
+
+
+def raised(spec: SandboxSpec, host: Host, request: Kind) -> tuple[Step, ...]:
+    """Resource limits; set while the launcher still has the caller's rights, which raising one may need."""
+    return tuple(
+        Call(
+            "prlimit",
+            (0, RLIMITS[name], _LIMIT.pack(*pair), 0),
+            "resource limits",
+            text=f"RLIMIT_{name.upper()}, {pair}",
+        )
+        for name, pair in (*rlimits(spec, host), *request.rlimits)
+    )
+
+
+@lru_cache(64)
+def rlimits(spec: SandboxSpec, host: Host) -> tuple[tuple[str, tuple[int, int]], ...]:
+    """What holds for every command: the defaults, the ceilings without cgroups, what was asked for."""
+    found: dict[str, tuple[int, int]] = {}
+    if "rlimits" in active(spec.without):
+        found.update(DEFAULT_RLIMITS)
+    if "no-core-dumps" in active(spec.without):
+        found["core"] = NO_CORE
+    for name, value in ceilings.rlimits(spec, host).items():
+        found[name] = (value, value)
+    for name, (soft, hard) in spec.security.rlimits if spec.security else ():
+        found[name] = tuple(_INFINITY if value == "unlimited" else value for value in (soft, hard))  # type: ignore[assignment]
+    return tuple(found.items())
+
+
+#: Where core_pattern is a pipe the kernel starts the host's crash handler whatever the limit, but
+#: for the one byte that marks a handler's own crash; for a file one byte is too little as well.
+NO_CORE = (1, 1)
+
+#: Not the caller's: they bound what the kernel keeps for a process.
+DEFAULT_RLIMITS = {
+    "nofile": (1024, 4096),
+    "memlock": (8 << 20, 8 << 20),
+    "msgqueue": (819200, 819200),
+    "sigpending": (4096, 4096),
+    "rtprio": (0, 0),
+    "nice": (0, 0),
+    "stack": (8 << 20, 64 << 20),
+}
+
+
+def environment(spec: SandboxSpec, host: Host, extra: Mapping[str, str | None]) -> tuple[bytes, ...]:
+    """The environment: ours, the sandbox's, the command's; a value of None takes a name out."""
+    uid, _ = user_of(spec)
+    merged: dict[str, str | None] = {
+        "PATH": ":".join(host.search_path),
+        "HOME": "/work" if uid else "/root",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",
+    }
+    merged.update(spec.env or ())
+    merged.update(extra)
+    return tuple(
+        f"{name}={value}".encode(errors="surrogateescape")
+        for name, value in merged.items()
+        if value is not None
+    )
+
+
+__all__ = ["Request", "command", "confine", "enter", "environment", "serve"]

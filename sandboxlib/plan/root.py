@@ -1,0 +1,373 @@
+"""The steps for each kind of root file system, for /proc, /dev, and for mounts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sandboxlib.errors import UnsupportedError
+from sandboxlib.host import Entry, Host
+from sandboxlib.mount import Mount
+from sandboxlib.plan import overlay, tree
+from sandboxlib.plan.flags import (
+    AT_FDCWD,
+    FSMOUNT_CLOEXEC,
+    FSOPEN_CLOEXEC,
+    MOUNT_ATTR_IDMAP,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MOVE_MOUNT_F_EMPTY_PATH,
+    MS_PRIVATE,
+    NOTHING,
+    O_CLOEXEC,
+    Named,
+)
+from sandboxlib.plan.identity import WORK, check_user, identity, user_of
+from sandboxlib.plan.steps import Call, OpenChild, Step, Template
+from sandboxlib.rootfs import WRITABLE, Rootfs
+from sandboxlib.spec import SandboxSpec
+
+SHM_SIZE = 64 << 20
+#: Terminals of a sandbox: all devpts together have 4096 (kernel.pty.max), less 1024 for the host.
+PTYS = 256
+USERNS = Named(14, "<user namespace>")
+OVERLAY = Named(17, "<overlay>")
+_SAFE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+
+
+class Roots(NamedTuple):
+    """
+    Steps by who makes them, and when.
+
+    Attributes:
+        sources: The launcher, before the child is cloned: what needs the caller's rights.
+        with_user_namespace: The launcher, once the child's ID maps are written.
+        build: The child.
+        keep: What the program gets with the report that the sandbox stands, or -1: where the
+            upper layer is.
+    """
+
+    sources: tuple[Step, ...] = ()
+    with_user_namespace: tuple[Step, ...] = ()
+    build: tuple[Step, ...] = ()
+    keep: int = -1
+
+
+def roots(spec: SandboxSpec, host: Host, on: frozenset[str]) -> Roots:
+    """
+    Plan the file tree.
+
+    Raises:
+        UnsupportedError: This host cannot build it.
+    """
+    builder = _Builder(spec, host, on)
+    rootfs = spec.rootfs or Rootfs.host()
+    if spec.image is not None or rootfs.kind == "image":
+        raise UnsupportedError("an image", "a part of sandboxlib that is not there yet")
+    check_user(spec, host)
+    builder.root(rootfs)
+    builder.proc()
+    builder.dev()
+    for mount in spec.mounts:
+        builder.mount(mount)
+    builder.masks()
+    # Without the protection the host view's root can be written; what was asked to be read-only stays so.
+    builder.build.extend(tree.enter(rootfs.readonly and (rootfs.kind != "host" or "read-only-root" in on)))
+    return builder.roots()
+
+
+def alone(rootfs: Rootfs, host: Host) -> Roots:
+    """
+    Plan a file tree without a sandbox: it has the caller's owners, and neither /proc nor /dev.
+
+    The last step of the child has it as a detached mount at `tree.MOUNT`.
+
+    Raises:
+        UnsupportedError: This host cannot build it.
+    """
+    builder = _Builder(SandboxSpec(rootfs=rootfs), host, frozenset(), owned=False)
+    if rootfs.kind == "image":
+        raise UnsupportedError("an image", "a part of sandboxlib that is not there yet")
+    builder.root(rootfs)
+    why = "what is handed out"
+    if rootfs.readonly:
+        builder.build.append(tree.setattr_(tree.ROOT, why, set_=MOUNT_ATTR_RDONLY, recursive=False))
+    # A copy: what is attached here goes with this process's mount namespace.
+    builder.build.append(tree.open_tree("", tree.MOUNT, why, directory=tree.ROOT))
+    return builder.roots()
+
+
+class _Builder:
+    """
+    Collects steps.
+
+    Attributes:
+        trusted: The root is a tree that we make ourselves, so no link in it is another's.
+        owned: Files on disk belong to the sandbox's users, by ID-mapped mounts.
+    """
+
+    def __init__(self, spec: SandboxSpec, host: Host, on: frozenset[str], *, owned: bool = True) -> None:
+        self.spec = spec
+        self.host = host
+        self.on = on
+        self.early: list[Step] = []
+        self.late: list[Step] = []
+        self.build: list[Step] = []
+        self.trusted = True
+        self.keep = -1
+        user = spec.namespace("user")
+        self.owned = owned and host.privileged and (user is None or user.mode != "host")
+        self._next = tree.SOURCES
+        self._made: set[str] = set()
+
+    def roots(self) -> Roots:
+        """All that was collected."""
+        return Roots(tuple(self.early), tuple(self.late), tuple(self.build), self.keep)
+
+    def root(self, rootfs: Rootfs) -> None:
+        """The root of the tree, at "/"."""
+        # Folders of the sandbox do not depend on what the program lets its own files be.
+        self.early.append(Call("umask", (0,), "modes as given"))
+        self.build.append(tree.private())
+        kinds: dict[str, Callable[[Rootfs], None]] = {
+            "host": self.host_view,
+            "empty": self.empty,
+            "directory": self.directory,
+            "overlay": self.overlay,
+        }
+        kinds[rootfs.kind](rootfs)
+
+    # ---- sources --------------------------------------------------------------------------
+
+    def source(
+        self, path: str, why: str, attributes: Named, *, recursive: bool = True, idmap: bool = False
+    ) -> Named:
+        """
+        Open a tree of the host's, with *attributes*; returns its number.
+
+        Root's launcher does it with root's rights, before the child exists: a source may
+        lie in a folder that nobody else may enter. A user's cannot, for the mounts have to
+        be those of the new namespace: there the child does it.
+        """
+        fd = Named(self._next, f"<{path}>")
+        self._next += 1
+        steps = self.early if self.host.privileged else self.build
+        steps.append(tree.open_tree(path, fd, why, recursive=recursive))
+        # A copy of a shared mount is its peer: what the host mounts below it later would show up here.
+        steps.append(tree.setattr_(fd, why, set_=attributes, propagation=MS_PRIVATE, recursive=recursive))
+        if idmap and self.owned:
+            self._userns()
+            why = "its files have the right owners inside"
+            self.late.append(
+                tree.setattr_(fd, why, set_=MOUNT_ATTR_IDMAP, userns=USERNS, recursive=recursive)
+            )
+        return fd
+
+    def _userns(self) -> None:
+        if not any(isinstance(step, OpenChild) for step in self.late):
+            self.late.append(OpenChild("ns/user", "ID-mapped mounts are mapped by it", USERNS))
+
+    # ---- the tree -------------------------------------------------------------------------
+
+    def folder(self, path: str, mode: int = 0o755) -> None:
+        """Make a folder, and those above it, in a tree of ours."""
+        for parent in (*tree.parents(path), path):
+            if parent not in self._made:
+                self._made.add(parent)
+                self.build.append(tree.mkdir(parent, "skeleton", mode if parent == path else 0o755))
+
+    def file(self, path: str, text: str, why: str) -> None:
+        """Make a file in a tree of ours."""
+        for parent in tree.parents(path):
+            self.folder(parent)
+        self.build.append(tree.file(path, text, why) if text else tree.touch(path, why))
+
+    def place(self, path: str, fd: int, why: str, *, folder: bool = True, follow: bool = False) -> None:
+        """Attach *fd* at *path*, which is made where it is missing."""
+        if self.trusted and not follow:
+            self.folder(path) if folder else self.file(path, "", why)
+            self.build.append(tree.attach(fd, path, why))
+        else:
+            self.build.extend(tree.make_target(path, why, folder=folder, follow=follow))
+            self.build.append(tree.attach_fd(fd, tree.TARGET, why))
+
+    def _tmpfs_root(self, rootfs: Rootfs, why: str) -> None:
+        self.build.extend(tree.filesystem("tmpfs", _limits(rootfs), _SAFE, why, out=tree.ROOT))
+        self._attach_root()
+
+    def _attach_root(self) -> None:
+        # On top of the host's root: whatever the host's tree looks like, "/" is there.
+        args = (tree.ROOT, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH)
+        self.build.append(Call("move_mount", args, "the new root, on top of the host's"))
+
+    def host_view(self, rootfs: Rootfs) -> None:
+        """The host's system folders, read-only, and private folders to write in."""
+        self._tmpfs_root(rootfs, "a root of its own, with a size")
+        why = "private, empty and writable"
+        owner = user_of(self.spec)
+        # First these: what the host shows may have to be mounted inside one of them.
+        for path in WRITABLE:
+            shared = path in ("/tmp", "/var/tmp")
+            self.folder(path, 0o1777 if shared else 0o755)
+            if any(owner) and not shared and path != "/root":
+                self.build.append(Call("fchownat", (tree.ROOT, path.lstrip("/"), *owner, 0), "the user's"))
+            self.build.append(tree.open_tree(path.lstrip("/"), tree.MOUNT, why, directory=tree.ROOT))
+            self.build.append(tree.attach(tree.MOUNT, path, why))
+        why = "the host's, read-only"
+        files = self.host.files
+        asked = [Entry(kind="file" if path in files else "dir", path=path) for path in rootfs.paths]
+        for entry in (*self.host.view, *asked):
+            if entry.kind == "link":
+                for parent in tree.parents(entry.path):
+                    self.folder(parent)
+                self.build.append(tree.symlink(entry.target, entry.path, "as on the host"))
+            else:
+                fd = self.source(entry.path, why, MOUNT_ATTR_RDONLY | _SAFE)
+                self.place(entry.path, fd, why, folder=entry.kind == "dir")
+        for path, text in identity(self.spec).items():
+            if path not in rootfs.paths:
+                self.file(path, text, "made anew: the host's names nobody inside")
+
+    def empty(self, rootfs: Rootfs) -> None:
+        """Nothing but /proc and /dev."""
+        self._tmpfs_root(rootfs, "an empty root, with a size")
+
+    def directory(self, rootfs: Rootfs) -> None:
+        """A folder of the host's as root."""
+        self.trusted = False
+        attributes = _SAFE | (MOUNT_ATTR_RDONLY if rootfs.readonly else NOTHING)
+        assert rootfs.path is not None
+        fd = self.source(rootfs.path, "the folder that becomes the root", attributes, idmap=True)
+        self.build.append(Call("dup3", (fd, tree.ROOT, O_CLOEXEC), "it is the root from here on"))
+        self._attach_root()
+
+    def overlay(self, rootfs: Rootfs) -> None:
+        """
+        Layers of the host's below, and one to write in.
+
+        Root's is set up by the launcher, with root's rights, and handed to the child as a file
+        system context: then the upper layer needs no ``user.`` attributes (tmpfs has them since
+        Linux 6.6), and its layers can be ID-mapped.
+        """
+        self.trusted = False
+        user = self.spec.namespace("user")
+        overlay.check(rootfs, self.host, user, self.owned)
+        why = "writes go to a layer of its own"
+        early, late = (self.early, self.late) if self.host.privileged else (self.build, self.build)
+        lowers = [
+            self.source(path, "a layer below", MOUNT_ATTR_RDONLY | _SAFE, idmap=True) for path in rootfs.lower
+        ]
+        if rootfs.storage == "tmpfs":
+            options = _limits(rootfs)
+            early.extend(
+                tree.filesystem("tmpfs", options, _SAFE, "the upper layer, with a size", out=tree.SCRATCH)
+            )
+        else:
+            early.append(
+                tree.open_tree(
+                    Template("{storage}"), tree.SCRATCH, "the upper layer, on disk", recursive=False
+                )
+            )
+        for name in ("upper", "work"):
+            early.append(Call("mkdirat", (tree.SCRATCH, name, 0o755), why))
+        early.append(Call("fsopen", ("overlay", FSOPEN_CLOEXEC), why, out=OVERLAY))
+        if self.owned:
+            args = (tree.SCRATCH, "upper", *overlay.first_ids(user), 0)
+            late.append(Call("fchownat", args, "root of the sandbox owns it"))
+        late.extend(overlay.steps(OVERLAY, [int(fd) for fd in lowers], self.host))
+        self.build.append(Call("fsmount", (OVERLAY, FSMOUNT_CLOEXEC, _SAFE), why, out=tree.ROOT))
+        self._attach_root()
+        self.keep = tree.SCRATCH
+
+    # ---- what every root has --------------------------------------------------------------
+
+    def proc(self) -> None:
+        """Its own /proc."""
+        options = {}
+        if "proc-subset" in self.on:
+            options["subset"] = "pid"
+        if "hidden-processes" in self.on:
+            options["hidepid"] = "invisible"
+        why = "its own processes, and nothing of the kernel's"
+        self.build.extend(tree.filesystem("proc", options, _SAFE | MOUNT_ATTR_NOEXEC, why))
+        self.place("/proc", tree.MOUNT, why)
+
+    def dev(self) -> None:
+        """A minimal /dev: device nodes are bound, for none can be made in a user namespace."""
+        quiet = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+        why = "a minimal /dev"
+        if self.trusted:
+            self.folder("/dev")
+        else:
+            self.build.extend(
+                tree.filesystem("tmpfs", tree.tmpfs_options(1 << 20, 256), quiet | MOUNT_ATTR_NODEV, why)
+            )
+            self.place("/dev", tree.MOUNT, why)
+            # It is ours from here on, whatever the root is.
+            self.trusted = True
+        extra = self.spec.security.devices if self.spec.security else ()
+        for path in (*(f"/dev/{name}" for name in tree.DEVICES), *extra):
+            fd = self.source(path, "a device of the host's", quiet, recursive=False)
+            self.place(path, fd, why, folder=False)
+        for target, path in tree.DEV_LINKS:
+            self.build.append(tree.symlink(target, path, why))
+        shm = tree.tmpfs_options(SHM_SIZE, 4096, 0o1777)
+        systems: list[tuple[str, str, dict[str, str], Named]] = [
+            ("/dev/pts", "devpts", {"ptmxmode": "0666", "mode": "0620", "max": str(PTYS)}, quiet),
+            ("/dev/shm", "tmpfs", shm, quiet | MOUNT_ATTR_NODEV),
+        ]
+        # The queues of an IPC namespace that is not ours can only be mounted by its owner.
+        if all(namespace.mode == "new" for namespace in self.spec.namespaces if namespace.kind == "ipc"):
+            systems.append(("/dev/mqueue", "mqueue", {}, quiet | MOUNT_ATTR_NODEV))
+        for path, kind, options, attributes in systems:
+            self.build.extend(tree.filesystem(kind, options, attributes, f"{path} of its own"))
+            self.place(path, tree.MOUNT, f"{path} of its own")
+        rootfs = self.spec.rootfs
+        self.trusted = rootfs is None or rootfs.kind in ("host", "empty")
+
+    def masks(self) -> None:
+        """Where the whole of /proc is asked for: OCI's masked and read-only paths."""
+        if "proc-subset" in self.on or "masked-paths" not in self.on:
+            return
+        security = self.spec.security
+        masked = tree.MASKED if security is None or security.masked_paths is None else security.masked_paths
+        readonly = (
+            tree.READONLY if security is None or security.readonly_paths is None else security.readonly_paths
+        )
+        for path in readonly:
+            self.build.extend(tree.readonly(path))
+        for path in masked:
+            self.build.extend(tree.mask(path))
+
+    def mount(self, mount: Mount) -> None:
+        """One that was asked for."""
+        attributes = _SAFE
+        if mount.readonly:
+            attributes |= MOUNT_ATTR_RDONLY
+        if mount.noexec:
+            attributes |= MOUNT_ATTR_NOEXEC
+        why = f"{mount.destination}, as asked for"
+        if mount.kind == "tmpfs":
+            options = tree.tmpfs_options(mount.size or 64 << 20, mount.nr_inodes or 65536, mount.mode)
+            self.build.extend(tree.filesystem("tmpfs", options, attributes, why, out=tree.EXTRA))
+            self.place(mount.destination, tree.EXTRA, why, follow=True)
+            return
+        volume = mount.kind == "volume"
+        assert mount.source is not None
+        source = Template(f"{{volumes}}/{mount.source}") if volume else mount.source
+        fd = self.source(source, why, attributes, recursive=mount.recursive, idmap=volume)
+        # Whether it is a folder is known when it is opened; the engine has looked.
+        self.place(
+            mount.destination, fd, why, follow=True, folder=volume or mount.source not in self.host.files
+        )
+
+
+def _limits(rootfs: Rootfs) -> dict[str, str]:
+    assert rootfs.size is not None
+    assert rootfs.nr_inodes is not None
+    return tree.tmpfs_options(rootfs.size, rootfs.nr_inodes)
+
+
+__all__ = ["WORK", "Roots", "identity", "roots", "user_of"]

@@ -1,0 +1,312 @@
+"""
+The steps that plans are made of.
+
+Each is a small immutable tuple that prints as the call it makes and says why.
+A launcher step becomes one record of the launcher's language (see
+``_native/protocol.h``); an `Action` is carried out by the program itself.
+A `Variable` and a `Template` stand for what is known only when the plan is carried out:
+the range of IDs, the cgroup's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sandboxlib.plan.flags import AT_FDCWD, CLONE_PARENT, NOTHING, O_WRONLY, Named
+
+
+class Variable(NamedTuple):
+    """A number that is known only when the plan is carried out."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+class Template(str):
+    """A text in which ``{name}`` stands for what is known only when the plan is carried out."""
+
+    __slots__ = ()
+
+
+Argument = int | str | bytes | Variable
+
+
+def _show(value: Argument) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    return str(value)
+
+
+class Call(NamedTuple):
+    """
+    One system call.
+
+    Attributes:
+        name: The call's name.
+        args: Numbers, strings (NUL is added) and buffers, at most six.
+        why: What it is for.
+        out: The number that a returned descriptor shall have, or -1.
+        ignore: Up to two errnos that are no failure here.
+        positive: A result of 0 is a failure.
+        absolute: The first buffer must hold an absolute path afterwards.
+        each: Bits; the call is made for each that is set, with its number as second argument.
+        text: Printed instead of the arguments where buffers say little.
+    """
+
+    name: str
+    args: tuple[Argument, ...]
+    why: str
+    out: int = -1
+    ignore: tuple[int, ...] = ()
+    positive: bool = False
+    absolute: bool = False
+    each: int = 0
+    text: str = ""
+
+    def __str__(self) -> str:
+        result = f" = {self.out}" if self.out >= 0 else ""
+        return f"{self.name}({self.text or ', '.join(map(_show, self.args))}){result}"
+
+
+class Write(NamedTuple):
+    """Open *path* below *dir*, write *data* in one go, close."""
+
+    path: str
+    data: str | bytes
+    why: str
+    dir: int = AT_FDCWD
+    flags: int = O_WRONLY
+    mode: int = 0
+    ignore: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        data = (
+            self.data if isinstance(self.data, str) and len(self.data) < 60 else f"<{len(self.data)} bytes>"
+        )
+        where = "" if self.dir == AT_FDCWD else f"{self.dir}, "
+        return f"write({where}{self.path}, {data!r})"
+
+
+class Pointer(NamedTuple):
+    """In the next step's buffer *argument*: put its own address + *offset* at *at*."""
+
+    at: int
+    offset: int
+    why: str = ""
+
+    def __str__(self) -> str:
+        return ""
+
+
+class Clone(NamedTuple):
+    """
+    Make a process that carries out *child*; the launcher goes on after it.
+
+    Attributes:
+        flags: For clone3.
+        cgroup: Descriptor of the cgroup that it is born in, or -1.
+    """
+
+    flags: Named
+    child: tuple[Step, ...]
+    why: str
+    cgroup: int = -1
+
+    def __str__(self) -> str:
+        return f"clone3({self.flags}{f', cgroup={self.cgroup}' if self.cgroup >= 0 else ''})"
+
+
+class ChildWrite(NamedTuple):
+    """Write *data* to ``/proc/<child>/<name>``."""
+
+    name: str
+    data: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"write(/proc/<child>/{self.name}, {self.data!r})"
+
+
+class OpenChild(NamedTuple):
+    """Open ``/proc/<child>/<name>`` as *out*."""
+
+    name: str
+    why: str
+    out: int
+
+    def __str__(self) -> str:
+        return f"openat(/proc/<child>/{self.name}) = {self.out}"
+
+
+class Report(NamedTuple):
+    """Tell the program: *kind* is ``child`` (its pid) or ``ready``, with a descriptor or -1."""
+
+    kind: str
+    why: str
+    fd: int = -1
+
+    def __str__(self) -> str:
+        return f"sendmsg(<program>, {self.kind!r}{f', SCM_RIGHTS {self.fd}' if self.fd >= 0 else ''})"
+
+
+class Exec(NamedTuple):
+    """Replace the launcher by the first of *paths* that can be executed."""
+
+    paths: tuple[bytes, ...]
+    argv: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+    why: str
+
+    def __str__(self) -> str:
+        path, *argv = (part.decode(errors="replace") for part in (self.paths[-1], *self.argv))
+        return f"execve({path!r}, {argv})"
+
+
+class Serve(NamedTuple):
+    """Carry out what comes over the control socket."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return "recvmsg(<program>) ..."
+
+
+class Init(NamedTuple):
+    """Be pid 1: let the kernel reap orphans, end with the program, or after *milliseconds* unless 0."""
+
+    owner: int
+    why: str
+    milliseconds: int = 0
+
+    def __str__(self) -> str:
+        timeout = f"{self.milliseconds} ms" if self.milliseconds else "forever"
+        return f"ppoll({self.owner}, {timeout}); exit_group()"
+
+
+class Connect(NamedTuple):
+    """Connect socket *fd*, again and again until someone listens or *milliseconds* are over."""
+
+    fd: int
+    address: bytes
+    milliseconds: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"connect({self.fd}, <{len(self.address)} bytes>)"
+
+
+class Join(NamedTuple):
+    """
+    Join the sandbox's cgroup in each hierarchy of v1; how many there are depends on the host.
+
+    By ``tasks`` and for itself: moving another process, or one by ``cgroup.procs``, takes a lock that
+    waits for an RCU grace period (14 ms measured).
+
+    Attributes:
+        stage: ``open`` the files, where they can be reached; ``enter`` by writing to them.
+    """
+
+    stage: str
+    why: str
+
+    def __str__(self) -> str:
+        return "openat(<cgroup>/tasks, O_WRONLY)" if self.stage == "open" else 'write(<cgroup>/tasks, "0")'
+
+
+class Action(NamedTuple):
+    """A step of the program itself, wherever it stands; *verb* says which, *text* is printed."""
+
+    verb: str
+    text: str
+    why: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Step = (
+    Call
+    | Write
+    | Pointer
+    | Clone
+    | ChildWrite
+    | OpenChild
+    | Report
+    | Exec
+    | Serve
+    | Init
+    | Connect
+    | Join
+    | Action
+)
+
+
+def flatten(steps: tuple[Step, ...]) -> Iterator[Step]:
+    """All launcher steps in the order of their numbers: a clone, its child's, what follows."""
+    for step in steps:
+        yield step
+        if isinstance(step, Clone):
+            yield from flatten(step.child)
+
+
+class Plan(NamedTuple):
+    """
+    Everything that will happen, in order.
+
+    Attributes:
+        steps: What the program, the launcher and its child do.
+        notes: What is not in force, and why; shown with the plan and by the sandbox.
+    """
+
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> Iterator[tuple[str, str, str]]:
+        """Each step as (who carries it out, the call, why)."""
+        for who, step in _walk(self.steps, "launcher"):
+            if text := str(step):
+                yield who, text, step.why
+
+    def __str__(self) -> str:
+        lines = [
+            f"{who:8}  {text}\n{'':10}  # {why}" if why else f"{who:8}  {text}"
+            for who, text, why in self.lines()
+        ]
+        return "\n".join([*lines, *(f"note      {note}" for note in self.notes)])
+
+
+def _walk(steps: tuple[Step, ...], who: str) -> Iterator[tuple[str, Step]]:
+    for step in steps:
+        yield "program" if isinstance(step, Action) else who, step
+        if isinstance(step, Clone):
+            yield from _walk(
+                step.child, "init" if step.flags & CLONE_PARENT and not step.flags & 0x100 else "command"
+            )
+
+
+__all__ = [
+    "NOTHING",
+    "Action",
+    "Call",
+    "ChildWrite",
+    "Clone",
+    "Connect",
+    "Exec",
+    "Init",
+    "Join",
+    "OpenChild",
+    "Plan",
+    "Pointer",
+    "Report",
+    "Serve",
+    "Step",
+    "Template",
+    "Variable",
+    "Write",
+    "flatten",
+]

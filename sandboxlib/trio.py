@@ -1,0 +1,341 @@
+"""The trio face: `AsyncSandbox`, with the verbs and signatures of the blocking one, and `run`."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from math import inf
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import trio
+
+from sandboxlib import quantity
+from sandboxlib.engine import verbs
+from sandboxlib.engine.attach import DETACH_KEYS
+from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
+from sandboxlib.engine.request import PIPE, UNSAID
+from sandboxlib.engine.sandbox import Engine, current_plan
+from sandboxlib.errors import StateError
+from sandboxlib.limits import Limits
+from sandboxlib.plan.steps import Plan
+from sandboxlib.result import Change, Completed, ProcessInfo, Stats
+from sandboxlib.spec import SandboxSpec
+from sandboxlib.trio_process import AsyncProcess, sources
+
+if TYPE_CHECKING:
+    from sandboxlib.blocking import Args, Env, Stream
+    from sandboxlib.engine.connect import Address
+    from sandboxlib.trio_files import AsyncFiles
+
+T = TypeVar("T")
+
+
+class TrioWaiter:
+    """Waits in trio's loop; each call is a checkpoint."""
+
+    async def ready(self, fds: Mapping[int, int], deadline: float = inf) -> set[int]:
+        """
+        Wait for any of them.
+
+        An epoll of its own is what the loop waits for: so several tasks may wait for one
+        descriptor (trio allows one), and one task for many, without a task for each.
+        """
+        poll = select.poll()
+        for fd, events in fds.items():
+            poll.register(fd, events)
+        if found := _now(poll):
+            await trio.lowlevel.checkpoint()
+            return found
+        with select.epoll(len(fds) or 1) as epoll:
+            for fd, events in fds.items():
+                # The bits of poll(2) and of epoll(7) are the same.
+                epoll.register(fd, events)
+            while not found and trio.current_time() < deadline:
+                with trio.move_on_at(deadline):
+                    await trio.lowlevel.wait_readable(epoll.fileno())
+                # What somebody else took meanwhile is waited for again.
+                found = _now(poll)
+        if not found:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return found
+
+    async def work(self, fn: Callable[[], T]) -> T:
+        """Run it in a worker thread."""
+        return await trio.to_thread.run_sync(fn)
+
+    def shield(self) -> AbstractContextManager[object]:
+        """Within it, nothing is cancelled."""
+        return trio.CancelScope(shield=True)
+
+    def now(self) -> float:
+        """The loop's clock."""
+        return trio.current_time()
+
+
+def _now(poll: select.poll) -> set[int]:
+    return {fd for fd, _ in poll.poll(0)}
+
+
+TRIO = TrioWaiter()
+
+
+class AsyncSandbox:
+    r"""
+    A sandbox in a trio program: an asynchronous context manager; arguments as `Sandbox`.
+
+    Its verbs are those of `Sandbox`, awaited. Each is a checkpoint; one that is cancelled has
+    killed and reaped what it started before its scope is left. Tasks may use one sandbox at once.
+
+    Example:
+        >>> async def main() -> None:
+        ...     async with AsyncSandbox(memory="64M") as sb:
+        ...         done = await sb.run(["sort"], input=b"b\na\n")
+        ...         print(done.stdout)
+        >>> import trio
+        >>> trio.run(main)
+        b'a\nb\n'
+    """
+
+    def __init__(self, **spec: Any) -> None:
+        self.spec = SandboxSpec.of(**spec)
+        self._engine: Engine | None = None
+
+    def plan(self) -> Plan:
+        """Every step that a start will take, in order; nothing happens."""
+        return current_plan(self.spec)
+
+    async def open(self) -> Self:
+        """Start it. Raises: StateError: It is open already. See `SandboxSpec` for the others."""
+        if self._engine is not None and not self._engine.closed:
+            raise StateError("the sandbox is open already")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        engine = Engine(self.spec, TRIO)
+        self._engine = engine
+        await engine.open()
+        return self
+
+    async def close(self) -> None:
+        """Kill every process in it and remove all that it made, cancelled or not. Idempotent."""
+        if self._engine is not None:
+            await self._engine.close()
+        await trio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A cancellation that waits is told where the block waits next, not in place of its error.
+        with TRIO.shield():
+            await self.close()
+
+    def _live(self) -> Engine:
+        if self._engine is None:
+            raise StateError("the sandbox is not open: use it in an async with statement")
+        self._engine.check()
+        return self._engine
+
+    # ---- commands -------------------------------------------------------------------------
+
+    async def run(
+        self,
+        args: Args,
+        *,
+        input: bytes | str | None = None,
+        stdin: Stream = None,
+        stdout: Stream = PIPE,
+        stderr: Stream = PIPE,
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
+        env: Env | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+        limits: Limits | None = None,
+        max_output: int | str = MAX_OUTPUT,
+        overflow: str = "truncate",
+        on_line: OnLine | None = None,
+        check: bool = False,
+    ) -> Completed:
+        """Run a command to its end; as `Sandbox.run`."""
+        return await verbs.run(
+            self._live(),
+            args,
+            input=input,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            text=text,
+            encoding=encoding,
+            errors=errors,
+            env=env,
+            cwd=cwd,
+            timeout=timeout,
+            limits=limits,
+            max_output=max_output,
+            overflow=overflow,
+            on_line=on_line,
+            check=check,
+        )
+
+    async def sh(self, line: str, **options: Any) -> Completed:
+        """Run a shell line; options as `run`."""
+        return await self.run(["/bin/sh", "-c", quantity.text("line", line)], **options)
+
+    async def popen(
+        self,
+        args: Args,
+        *,
+        stdin: Stream = UNSAID,
+        stdout: Stream = UNSAID,
+        stderr: Stream = UNSAID,
+        text: bool = False,
+        env: Env | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        limits: Limits | None = None,
+        tty: bool = False,
+        rows: int | None = None,
+        columns: int | None = None,
+    ) -> AsyncProcess:
+        """
+        Start a command and return while it runs; as `Sandbox.popen`.
+
+        Its streams are trio's, which are bytes always: with *text*, `AsyncProcess.lines` decodes UTF-8.
+        """
+        started = await verbs.popen(
+            self._live(),
+            args,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            limits=limits,
+            tty=tty,
+            rows=rows,
+            columns=columns,
+            text=text,
+        )
+        return AsyncProcess(started, text)
+
+    async def attach(
+        self,
+        args: Args | AsyncProcess,
+        *,
+        env: Env | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        limits: Limits | None = None,
+        detach_keys: bytes = DETACH_KEYS,
+    ) -> AsyncProcess:
+        """Give this program's terminal to a command until it exits or is detached; as `Sandbox.attach`."""
+        from sandboxlib.engine import attach
+
+        engine = self._live()
+        if isinstance(args, AsyncProcess):
+            attach.check_again(env=env, cwd=cwd, limits=limits)
+            await attach.again(args._process, args._terminal, detach_keys)
+            return args
+        started = await attach.start(engine, args, env=env, cwd=cwd, limits=limits, keys=detach_keys)
+        return AsyncProcess(started, text=False)
+
+    async def processes(self) -> list[ProcessInfo]:
+        """List what runs in it; as `Sandbox.processes`."""
+        from sandboxlib.engine.processes import processes
+
+        await trio.lowlevel.checkpoint()
+        return processes(self._live())
+
+    async def connect(
+        self, address: Address, *, timeout: float | None = None
+    ) -> trio.SocketStream | trio.socket.SocketType:
+        """
+        Connect to something that listens inside; as `Sandbox.connect`.
+
+        Returns:
+            A stream; for UDP, a connected trio socket.
+        """
+        import socket
+
+        from sandboxlib.engine.connect import connect
+
+        connected = trio.socket.from_stdlib_socket(await connect(self._live(), address, timeout))
+        return trio.SocketStream(connected) if connected.type == socket.SOCK_STREAM else connected
+
+    async def wait_for(
+        self,
+        *,
+        port: int | str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        output: tuple[AsyncProcess, bytes | str] | None = None,
+        command: Args | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Wait until something inside is ready; as `Sandbox.wait_for`."""
+        from sandboxlib.engine import wait
+
+        written = None if output is None else sources(output)
+        await wait.wait_for(
+            self._live(), port=port, path=path, output=written, command=command, seconds=timeout
+        )
+
+    # ---- files ----------------------------------------------------------------------------
+
+    @property
+    def files(self) -> AsyncFiles:
+        """Its files: read, write, list, copy in and out."""
+        from sandboxlib.trio_files import AsyncFiles
+
+        return AsyncFiles(self._live)
+
+    async def changes(self) -> list[Change]:
+        """Return what was added, modified or deleted; as `Sandbox.changes`."""
+        from sandboxlib.engine.changes import changes
+
+        return await changes(self._live())
+
+    # ---- the sandbox as a whole -----------------------------------------------------------
+
+    async def stats(self) -> Stats:
+        """What it uses now."""
+        await trio.lowlevel.checkpoint()
+        return verbs.stats(self._live())
+
+    async def pause(self) -> None:
+        """Stop every process in it. Raises: UnsupportedError: There is no cgroup."""
+        await trio.lowlevel.checkpoint()
+        verbs.pause(self._live())
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        await trio.lowlevel.checkpoint()
+        verbs.resume(self._live())
+
+    async def update(self, **limits: Any) -> None:
+        """Change limits while it runs: memory, cpus, pids, or fields of `CGroup`."""
+        await trio.lowlevel.checkpoint()
+        verbs.update(self._live(), limits)
+
+    async def kill(self) -> None:
+        """Kill every process in it; only closing is left then."""
+        await trio.lowlevel.checkpoint()
+        verbs.kill(self._live())
+
+    def __repr__(self) -> str:
+        state = "closed" if self._engine is None or self._engine.closed else f"pid={self._engine.pid}"
+        return f"<AsyncSandbox {state}>"
+
+
+async def run(args: Args, **options: Any) -> Completed:
+    """Run one command in a sandbox of its own; options are those of `AsyncSandbox.run` and `AsyncSandbox`."""
+    mine = {name: options.pop(name) for name in tuple(options) if name in _RUN_OPTIONS}
+    async with AsyncSandbox(**options) as sandbox:
+        return await sandbox.run(args, **mine)
+
+
+_RUN_OPTIONS = frozenset(name for name in AsyncSandbox.run.__annotations__ if name not in ("args", "return"))
+
+__all__ = ["AsyncProcess", "AsyncSandbox", "TrioWaiter", "run"]

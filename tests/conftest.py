@@ -1,0 +1,142 @@
+"""
+What all tests share: needs, the check for leaks, a plain user.
+
+A test says by marks what it needs (needs.py); an unmet need skips it with the
+reason, or fails it when it is mandatory. Tests in tests/kernel, and others marked
+``leaks``, must leave the machine and this process as they found them (leaks.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+import leaks
+import needs
+import users
+
+pytest_plugins = ["pytester"]
+
+KERNEL_TESTS = Path(__file__).parent / "kernel"
+MUST_RUN = os.environ.get("SANDBOXLIB_MUST_RUN", "")
+PHASES = pytest.StashKey[dict[str, pytest.TestReport]]()
+PASSED = pytest.StashKey[set[str]]()
+ELSEWHERE = pytest.StashKey[frozenset[str]]()
+ALLOWED = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks, refuse a misspelt SANDBOXLIB_MUST_RUN, read what passed elsewhere."""
+    for usage, _ in needs.NEEDS.values():
+        config.addinivalue_line("markers", usage)
+    config.addinivalue_line("markers", "leaks: check that nothing is left behind, as in tests/kernel")
+    # A shell that starts the tests in the background, or nohup, makes them deaf, and all that they start.
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+    if strange := needs.unknown(MUST_RUN):
+        raise pytest.UsageError(f"SANDBOXLIB_MUST_RUN names no need: {', '.join(sorted(strange))}")
+    records = os.environ.get("SANDBOXLIB_PASSED_ELSEWHERE", "")
+    lines = (Path(record).read_text().splitlines() for record in records.split(os.pathsep) if record)
+    config.stash[ELSEWHERE] = frozenset(line for record in lines for line in record)
+    config.stash[PASSED] = set[str]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail, a test whose needs are not met."""
+    unmet = needs.unmet((mark.name, mark.args) for mark in item.iter_markers())
+    if not unmet:
+        return
+    reason = "; ".join(map(str, unmet))
+    mandatory = [str(missing) for missing in unmet if needs.is_mandatory(missing, MUST_RUN)]
+    if mandatory and item.nodeid not in item.config.stash[ELSEWHERE]:
+        pytest.fail(f"SANDBOXLIB_MUST_RUN makes it mandatory, and {'; '.join(mandatory)}", pytrace=False)
+    item.stash[ALLOWED] = True
+    pytest.skip(f"passed elsewhere; {reason}" if mandatory else reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep each phase's report; where all is mandatory, a skip without an unmet need is a failure."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and not item.stash.get(ALLOWED, False):
+        _refuse_skip(report)
+    item.stash.setdefault(PHASES, {})[report.when] = report
+    if report.when == "teardown":
+        reports = item.stash[PHASES]
+        if "call" in reports and all(phase.passed for phase in reports.values()):
+            item.config.stash[PASSED].add(item.nodeid)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Treat a file that skips itself as a test that does."""
+    report = yield
+    if report.skipped:
+        _refuse_skip(report)
+    return report
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure where all is mandatory: only a need may excuse a test."""
+    if "all" in MUST_RUN.split(","):
+        report.outcome = "failed"
+        report.longrepr = f"skipped without a mark for what it needs: {report.longrepr}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Record what passed, for a run elsewhere."""
+    if record := os.environ.get("SANDBOXLIB_RECORD"):
+        passed: set[str] = session.config.stash[PASSED]
+        Path(record).write_text("".join(f"{nodeid}\n" for nodeid in sorted(passed)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_at_the_end() -> Iterator[None]:
+    """Check at the end of the run what a check after each test cannot see, and all of it once more."""
+    before, processes = leaks.snapshot(), leaks.orphans()
+    yield
+    left = leaks.since(before) + leaks.orphans_since(processes)
+    if left:
+        pytest.fail("the run has not left all as it was:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compare the machine and this process after a test of tests/kernel with before."""
+    node = request.node
+    if not node.path.is_relative_to(KERNEL_TESTS) and node.get_closest_marker("leaks") is None:
+        yield
+        return
+    before = leaks.snapshot()
+    yield
+    call = node.stash.get(PHASES, {}).get("call")
+    # A failed test keeps its frames, and with them what it had open: it has said enough.
+    if call is None or not call.passed:
+        return
+    left = leaks.since(before)
+    if left:
+        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture
+def as_user() -> Callable[..., CompletedProcess[str]]:
+    """
+    Run a Python script as a plain user: ``as_user(script, *arguments, subids=True)``.
+
+    Mark the test ``unprivileged``. See `users.run`.
+    """
+    return users.run
