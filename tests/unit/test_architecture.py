@@ -23,9 +23,10 @@ LAYERS: dict[str, set[str]] = {
     "seccomp": {"errors", "values", "seccomp"},
     "plan": {"errors", "values", "seccomp", "plan"},
     "kernel": {"errors", "values", "kernel", "native"},
-    "engine": {"errors", "values", "seccomp", "plan", "kernel", "engine"},
-    "faces": {"errors", "values", "plan", "engine", "faces"},
-    "top": {"errors", "values", "plan", "engine", "faces", "kernel", "top"},
+    "image": {"errors", "values", "kernel", "image"},
+    "engine": {"errors", "values", "seccomp", "plan", "kernel", "image", "engine"},
+    "faces": {"errors", "values", "plan", "image", "engine", "faces"},
+    "top": {"errors", "values", "plan", "image", "engine", "faces", "kernel", "top"},
 }
 # The layer of each module or package directly below sandboxlib. A new one has to be entered here.
 MEMBERS: dict[str, str] = {
@@ -46,6 +47,7 @@ MEMBERS: dict[str, str] = {
     "plan": "plan",
     "kernel": "kernel",
     "_native": "native",
+    "image": "image",
     "engine": "engine",
     "blocking": "faces",
     "files": "faces",
@@ -69,6 +71,10 @@ ONLY_IN = {
     "sandboxlib._native": ("kernel/",),
     "cffi": (),
     "pyroute2": ("kernel/",),
+    "msgspec": ("image/",),
+    "urllib3": ("image/",),
+    "compression": ("image/",),
+    "backports": ("image/",),
     "trio": ("trio.py", "trio_process.py"),
     "asyncio": (),
 }
