@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandboxlib.alone import OpenNamespace, OpenNetwork, OpenRootfs
-    from sandboxlib.blocking import DEVNULL, PIPE, STDOUT, Files, Process, Sandbox, run
+    from sandboxlib.blocking import DEVNULL, PIPE, STDOUT, Files, Process, Sandbox
     from sandboxlib.cgroup import CGroup
     from sandboxlib.errors import (
         CommandNotExecutableError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         ViolationError,
     )
+    from sandboxlib.images import Image
     from sandboxlib.limits import Limits
     from sandboxlib.mount import Mount, Volume
     from sandboxlib.namespace import IdRange, Namespace
@@ -52,16 +53,19 @@ if TYPE_CHECKING:
         Usage,
     )
     from sandboxlib.rootfs import Rootfs
+    from sandboxlib.running import run
     from sandboxlib.security import Security
     from sandboxlib.spec import SandboxSpec
     from sandboxlib.trio import AsyncProcess, AsyncSandbox
     from sandboxlib.trio_files import AsyncFiles
+    from sandboxlib.trio_images import AsyncImage
 
 __all__ = [
     "DEVNULL",
     "PIPE",
     "STDOUT",
     "AsyncFiles",
+    "AsyncImage",
     "AsyncProcess",
     "AsyncSandbox",
     "CGroup",
@@ -74,6 +78,7 @@ __all__ = [
     "Files",
     "IOStats",
     "IdRange",
+    "Image",
     "ImageError",
     "KernelError",
     "Limits",
@@ -110,7 +115,7 @@ __all__ = [
 #: Module to the names that it has; the counterpart of the imports above for when the program runs.
 _MODULES = {
     "alone": ("OpenNamespace", "OpenNetwork", "OpenRootfs"),
-    "blocking": ("DEVNULL", "PIPE", "STDOUT", "Files", "Process", "Sandbox", "run"),
+    "blocking": ("DEVNULL", "PIPE", "STDOUT", "Files", "Process", "Sandbox"),
     "cgroup": ("CGroup",),
     "errors": (
         "CommandNotExecutableError",
@@ -126,6 +131,7 @@ _MODULES = {
         "UnsupportedError",
         "ViolationError",
     ),
+    "images": ("Image",),
     "limits": ("Limits",),
     "mount": ("Mount", "Volume"),
     "namespace": ("IdRange", "Namespace"),
@@ -145,10 +151,12 @@ _MODULES = {
         "Usage",
     ),
     "rootfs": ("Rootfs",),
+    "running": ("run",),
     "security": ("Security",),
     "spec": ("SandboxSpec",),
     "trio": ("AsyncProcess", "AsyncSandbox"),
     "trio_files": ("AsyncFiles",),
+    "trio_images": ("AsyncImage",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

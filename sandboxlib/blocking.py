@@ -1,4 +1,4 @@
-"""The blocking face: `Sandbox`, its `Process`es, and `run`."""
+"""The blocking face: `Sandbox` and its `Process`es."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
+from sandboxlib.engine.planning import current_plan
 from sandboxlib.engine.request import DEVNULL, PIPE, STDOUT, UNSAID
-from sandboxlib.engine.sandbox import Engine, current_plan
+from sandboxlib.engine.sandbox import Engine
 from sandboxlib.engine.waiter import BLOCKING, complete
 from sandboxlib.errors import StateError
 from sandboxlib.files import Files
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from sandboxlib.engine.connect import Address
+    from sandboxlib.images import Image
 
 Args = Sequence[str | bytes | os.PathLike[str]]
 Env = Mapping[str, str | None]
@@ -36,8 +38,7 @@ class Sandbox:
     """
     A sandbox: a context manager that starts it and removes it without a trace.
 
-    Every argument is optional; see `SandboxSpec` for what each means. The object can
-    be entered again after it was closed, and starts anew then.
+    Every argument is optional; see `SandboxSpec`. Entered again after it was closed, it starts anew.
 
     Example:
         >>> with Sandbox(memory="64M") as sb:
@@ -85,7 +86,7 @@ class Sandbox:
 
     def run(
         self,
-        args: Args,
+        args: Args | None = None,
         *,
         input: bytes | str | None = None,
         stdin: Stream = None,
@@ -107,7 +108,8 @@ class Sandbox:
         Run a command to its end.
 
         Args:
-            args: The command and its arguments; never a shell line.
+            args: The command and its arguments, never a shell line; the image's own command where
+                it is left out.
             input: What it reads; without it, and without stdin=, nothing.
             stdin, stdout, stderr: PIPE, DEVNULL, STDOUT, a file or descriptor, None to inherit.
             text, encoding, errors: As `subprocess`.
@@ -117,8 +119,8 @@ class Sandbox:
             limits: Policy; the outcome tells which was hit.
             max_output: Bytes of each stream that are kept, head and tail.
             overflow: What happens past that: ``truncate``, or ``kill`` it with all its children.
-            on_line: Called with ("stdout" or "stderr", line) for each line as it comes, texts as
-                asked for; the command waits for a slow one. What it raises ends the command.
+            on_line: Called with ("stdout" or "stderr", line) for each line as it comes; the command
+                waits for a slow one. What it raises ends the command.
             check: Raise `ExitError` unless it exits with 0.
 
         Raises:
@@ -155,7 +157,7 @@ class Sandbox:
 
     def popen(
         self,
-        args: Args,
+        args: Args | None = None,
         *,
         stdin: Stream = UNSAID,
         stdout: Stream = UNSAID,
@@ -216,9 +218,8 @@ class Sandbox:
             detach_keys: What detaches; ``b""`` for nothing.
 
         Returns:
-            The process: its `returncode` is set, or None after it was detached. Then it runs
-            on, until what it writes has filled its terminal's buffer; attach it again, read
-            its `tty`, or kill it.
+            The process: its `returncode` is set, or None after it was detached and runs on, until
+            what it writes has filled its terminal; attach it again, read its `tty`, or kill it.
 
         Raises:
             SpecError: Descriptor 0 is no terminal, or an argument makes no sense.
@@ -317,6 +318,55 @@ class Sandbox:
 
         return complete(changes(self._live()))
 
+    # ---- its image ------------------------------------------------------------------------
+
+    @property
+    def image(self) -> Image | None:
+        """The image that it began with; None without one."""
+        held = self._live().held
+        if held is None:
+            return None
+        from sandboxlib.images import Image
+
+        return Image.get(held.image.digest)
+
+    def commit(
+        self,
+        name: str,
+        *,
+        message: str = "",
+        author: str = "",
+        config: Mapping[str, Any] | None = None,
+        created: str | None = None,
+    ) -> Image:
+        """
+        Make an image: its own, and one layer more with exactly what has changed.
+
+        It is paused meanwhile. What lies in mounts and in the image's volumes is left out.
+
+        Args:
+            name: What the image is to be called.
+            message: Why; the history has it.
+            author: Who.
+            config: What is to be different in its configuration: ``{"Cmd": ["run"]}``.
+            created: When, as RFC 3339 has it. The same changes at the same time are the same to the byte.
+
+        Raises:
+            UnsupportedError: It did not begin with an image.
+            SpecError: An argument makes no sense.
+        """
+        from sandboxlib.engine.commit import commit
+        from sandboxlib.images import Image
+
+        options = {"message": message, "author": author, "config": config, "created": created}
+        return Image.of(complete(commit(self._live(), name, **options)))
+
+    def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
+        """Write its file tree, without what is mounted in it, as a plain tar to a path or an open file."""
+        from sandboxlib.engine.commit import export
+
+        complete(export(self._live(), target))
+
     # ---- the sandbox as a whole -----------------------------------------------------------
 
     def stats(self) -> Stats:
@@ -344,21 +394,4 @@ class Sandbox:
         return f"<Sandbox {state}>"
 
 
-def run(args: Args, **options: Any) -> Completed:
-    """
-    Run one command in a sandbox of its own.
-
-    Options are those of `Sandbox.run` and of `Sandbox` together.
-
-    Example:
-        >>> run(["echo", "42"], memory="64M", text=True).stdout.strip()
-        '42'
-    """
-    mine = {name: options.pop(name) for name in tuple(options) if name in _RUN_OPTIONS}
-    with Sandbox(**options) as sandbox:
-        return sandbox.run(args, **mine)
-
-
-_RUN_OPTIONS = frozenset(name for name in Sandbox.run.__annotations__ if name not in ("args", "return"))
-
-__all__ = ["DEVNULL", "PIPE", "STDOUT", "Files", "Process", "Sandbox", "run"]
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "Files", "Process", "Sandbox"]

@@ -1,5 +1,5 @@
 """
-From a shell, for looking and debugging: ``python -m sandboxlib run`` and ``doctor``.
+From a shell, for looking and debugging: ``python -m sandboxlib run``, ``doctor``, ``images`` and more.
 
 The exit status of ``run`` is the command's, as a shell would tell it: 128 and the signal's
 number if a signal ended it, which is 137 for whatever a limit or ``--timeout`` killed (stderr
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "--tmpfs", action="append", default=[], metavar="DST[:SIZE]", help="an empty folder in memory"
     )
     tree = run.add_mutually_exclusive_group()
+    tree.add_argument("--image", metavar="NAME", help="its files and defaults; pulled if it is missing")
     tree.add_argument("--rootfs", metavar="DIR[:rw]", help="this folder as root, read-only unless :rw")
     tree.add_argument(
         "--overlay",
@@ -82,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="DIR",
         help="as root, writes kept apart; the topmost first",
+    )
+    run.add_argument(
+        "--entrypoint", metavar="LINE", help='instead of the image\'s: words, such as "/bin/sh -c" or ""'
     )
     run.add_argument("--plan", action="store_true", help="print each step instead of taking it")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] COMMAND")
@@ -91,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
         description="Say what this host supports. Exit status 1: not even the default sandbox can start.",
     )
     doctor.add_argument("--json", action="store_true", help="for programs")
+    from sandboxlib import cli_images
+
+    cli_images.add(verbs)
     return top
 
 
@@ -102,6 +109,9 @@ def main(argv: Sequence[str]) -> int:
             from sandboxlib.doctor import main as doctor
 
             return doctor(as_json=options.json)
+        if options.verb != "run":
+            carry_out: Callable[[argparse.Namespace], int] = options.carry_out
+            return carry_out(options)
         return run(options)
     except CommandNotFoundError as error:
         return _complain(error, NOT_FOUND)
@@ -134,16 +144,41 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(f"{sandbox.plan()}\n")
         sys.stdout.flush()
         return 0
-    if not command:
+    if not command and not options.image:
         raise SpecError("command", command, "a command and its arguments")
+    if options.entrypoint is not None and not options.image:
+        raise SpecError("--entrypoint", options.entrypoint, "left out without --image")
     deadline = None if timeout is None else time.monotonic() + timeout
     if os.isatty(0) and os.isatty(1):
-        return _attach(sandbox, command, timeout)
+        return _attach(sandbox, command, timeout, options.entrypoint)
     with _blocked(), sandbox:
+        command = words(sandbox, command, options.entrypoint)
         # Its own descriptors, so that what it reads and writes flows while it runs.
         with sandbox.popen(command, stdin=None, stdout=None, stderr=None) as process:
             expired = wait(process, deadline)
         return _status(process, timeout if expired else None)
+
+
+def words(sandbox: Sandbox, command: list[str], entrypoint: str | None) -> list[str]:
+    """
+    Put a command together as Docker does: the image's entry point, then what was given or its Cmd.
+
+    Raises:
+        SpecError: There is nothing to run.
+    """
+    image = sandbox.image
+    if image is None:
+        return command
+    if entrypoint is None:
+        first, default = image.config.get("Entrypoint") or [], image.config.get("Cmd") or []
+    else:
+        import shlex
+
+        first, default = shlex.split(entrypoint), []
+    found = [*first, *(command or default)]
+    if not found:
+        raise SpecError("command", command, "a command: the image does not say what runs")
+    return found
 
 
 def _status(process: Process, expired: float | None) -> int:
@@ -216,7 +251,7 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
     raise _Stopped(number)
 
 
-def _attach(sandbox: Sandbox, command: list[str], timeout: float | None) -> int:
+def _attach(sandbox: Sandbox, command: list[str], timeout: float | None, entrypoint: str | None) -> int:
     """Run on a terminal of the sandbox's own that this one shows; keys are the command's, Ctrl-C too."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, _stop)
@@ -225,7 +260,7 @@ def _attach(sandbox: Sandbox, command: list[str], timeout: float | None) -> int:
             signal.setitimer(signal.ITIMER_REAL, timeout or 0)
             try:
                 # There is nothing to come back to: the sandbox ends with this program.
-                process = sandbox.attach(command, detach_keys=b"")
+                process = sandbox.attach(words(sandbox, command, entrypoint), detach_keys=b"")
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             return _status(process, None)
@@ -248,7 +283,8 @@ def sandbox_of(options: argparse.Namespace) -> Sandbox:
     from sandboxlib.blocking import Sandbox
 
     given: dict[str, Any] = {
-        name: getattr(options, name) for name in ("memory", "cpus", "pids", "network", "hostname", "cwd")
+        name: getattr(options, name)
+        for name in ("image", "memory", "cpus", "pids", "network", "hostname", "cwd")
     }
     given["rootfs"] = rootfs_of(options)
     given["mounts"] = [*map(bind, options.bind), *map(tmpfs, options.tmpfs)]

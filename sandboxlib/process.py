@@ -108,8 +108,8 @@ class Process:
         self._process.send_signal(number)
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
-        self._process.send_signal(15)
+        """Send SIGTERM, or what the image asks for in its place."""
+        self._process.terminate()
 
     def kill(self) -> None:
         """Kill it and all its children, also those in the background."""

@@ -108,6 +108,11 @@ class Reference(NamedTuple):
         return f"{self.registry}/{self.repository}{tag}{'@' if self.digest else ''}{self.digest}"
 
 
+def is_digest(text: str) -> bool:
+    """Is it a digest alone, such as ``sha256:…``?"""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def _split(name: str) -> tuple[str, str]:
     """The registry and the repository of a name without tag and digest."""
     first, slash, rest = name.partition("/")
@@ -124,4 +129,4 @@ def _split(name: str) -> tuple[str, str]:
     return registry, repository
 
 
-__all__ = ["HUB", "Reference"]
+__all__ = ["HUB", "Reference", "is_digest"]

@@ -8,6 +8,7 @@ Spec: runtime-spec config.md, Root.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, cast
@@ -18,10 +19,11 @@ from sandboxlib import quantity
 from sandboxlib.errors import SpecError
 from sandboxlib.mount import below
 from sandboxlib.namespace import choice, flag, items
-from sandboxlib.reference import Reference
+from sandboxlib.reference import Reference, is_digest
 
 if TYPE_CHECKING:
     from sandboxlib.alone import OpenRootfs
+    from sandboxlib.images import Image
 
 RootfsKind = Literal["host", "directory", "overlay", "empty", "image"]
 
@@ -43,7 +45,8 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "directory": ("path",),
     "overlay": ("lower", "storage", "size", "nr_inodes"),
     "empty": ("size", "nr_inodes"),
-    "image": ("reference", "storage", "size", "nr_inodes"),
+    # The layers are filled in where the image was looked up: see sandboxlib.engine.image.
+    "image": ("reference", "lower", "storage", "size", "nr_inodes"),
 }
 _READONLY = {"host": True, "directory": True, "overlay": False, "empty": False, "image": False}
 
@@ -58,8 +61,8 @@ class Rootfs:
         readonly: The root itself cannot be written; mounts on it may.
         paths: Further paths of the host that ``host`` shows.
         path: The folder that ``directory`` shows.
-        lower: The layers of ``overlay``, the topmost first.
-        reference: The image's name that ``image`` was given.
+        lower: The layers of ``overlay``, the topmost first; those of an image once it was looked up.
+        reference: The image's name that ``image`` was given, or its digest.
         storage: ``tmpfs``, or the folder on disk where what is written lies while it runs;
             None where a kind has no upper layer.
         size: Bytes that can be written, in all; None where a disk is the only limit.
@@ -91,7 +94,7 @@ class Rootfs:
         paths: Iterable[str | os.PathLike[str]] = (),
         path: str | os.PathLike[str] | None = None,
         lower: Iterable[str | os.PathLike[str]] = (),
-        reference: str | None = None,
+        reference: str | Image | None = None,
         storage: str | os.PathLike[str] | None = None,
         size: int | str | None = None,
         nr_inodes: int | None = None,
@@ -118,7 +121,7 @@ class Rootfs:
             readonly=_READONLY[kind] if readonly is None else flag("readonly", readonly),
             paths=_paths(paths) if kind == "host" else (),
             path=quantity.absolute("path", path) if kind == "directory" else None,
-            lower=_lower(lower) if kind == "overlay" else (),
+            lower=_lower(lower) if kind == "overlay" or (kind == "image" and lower) else (),
             reference=image_reference("reference", reference) if kind == "image" else None,
             storage=cast("str | None", storage),
             size=_bound(
@@ -216,7 +219,7 @@ class Rootfs:
     @classmethod
     def image(
         cls,
-        reference: str,
+        reference: str | Image,
         *,
         size: int | str | None = None,
         nr_inodes: int | None = None,
@@ -227,7 +230,8 @@ class Rootfs:
         Return the files of an image, as `overlay` of its layers.
 
         Args:
-            reference: Such as ``"app:1"`` or ``"registry.example:5000/team/app@sha256:…"``.
+            reference: Such as ``"app:1"`` or ``"registry.example:5000/team/app@sha256:…"``, a digest
+                ``"sha256:…"`` of one in the store, or an `Image`.
             size: As for `overlay`.
             nr_inodes: As for `overlay`.
             storage: As for `overlay`.
@@ -259,7 +263,9 @@ class Rootfs:
     def __repr__(self) -> str:
         given = [repr(value) for value in (self.path, self.reference) if value is not None]
         given.extend(
-            f"{name}={list(getattr(self, name))}" for name in ("paths", "lower") if getattr(self, name)
+            f"{name}={list(getattr(self, name))}"
+            for name in ("paths", "lower")
+            if getattr(self, name) and self.kind != "image"
         )
         on_disk = self.storage not in (None, "tmpfs")
         defaults = {
@@ -277,8 +283,20 @@ class Rootfs:
 
 
 def image_reference(field: str, value: object) -> str:
-    """Check the name of an image; whether it exists is not known here. Raises: SpecError."""
-    Reference.parse(value, field)
+    """
+    Check the name of an image; whether it exists is not known here.
+
+    Returns:
+        A name, or a digest: of an `Image` it is the digest, which always means the same.
+
+    Raises:
+        SpecError: It is neither, nor an `Image`.
+    """
+    module = sys.modules.get("sandboxlib.images")
+    if module is not None and isinstance(value, module.Image):
+        return cast("str", value.digest)
+    if not (isinstance(value, str) and is_digest(value)):
+        Reference.parse(value, field)
     return cast("str", value)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import attrs
 
@@ -22,6 +22,9 @@ from sandboxlib.namespace import IdRange, Namespace, items, pairs
 from sandboxlib.network import Network
 from sandboxlib.rootfs import Rootfs, image_reference
 from sandboxlib.security import Security, near
+
+if TYPE_CHECKING:
+    from sandboxlib.images import Image
 
 T = TypeVar("T")
 
@@ -60,7 +63,8 @@ class SandboxSpec:
     The arguments of a sandbox; None and () are "not asked for".
 
     Args:
-        image: Name of an image to start from; instead of *rootfs*.
+        image: Name of an image to start from, its digest, or an `Image`; instead of *rootfs*. It is
+            pulled if it is not in the store.
         rootfs: The file tree; `Rootfs.host()` where neither is given.
         memory: Bytes, or a string such as ``"256M"``; short for ``CGroup(memory_max=)``.
         cpus: CPUs such as 0.5; short for ``CGroup(cpu_max=)``.
@@ -107,7 +111,7 @@ class SandboxSpec:
     def __init__(
         self,
         *,
-        image: str | None = None,
+        image: str | Image | None = None,
         rootfs: Rootfs | None = None,
         memory: int | str | None = None,
         cpus: float | None = None,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 import trio
 
@@ -16,8 +16,9 @@ from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
+from sandboxlib.engine.planning import current_plan
 from sandboxlib.engine.request import PIPE, UNSAID
-from sandboxlib.engine.sandbox import Engine, current_plan
+from sandboxlib.engine.sandbox import Engine
 from sandboxlib.errors import StateError
 from sandboxlib.limits import Limits
 from sandboxlib.plan.steps import Plan
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sandboxlib.blocking import Args, Env, Stream
     from sandboxlib.engine.connect import Address
     from sandboxlib.trio_files import AsyncFiles
+    from sandboxlib.trio_images import AsyncImage
 
 T = TypeVar("T")
 
@@ -65,6 +67,10 @@ class TrioWaiter:
     async def work(self, fn: Callable[[], T]) -> T:
         """Run it in a worker thread."""
         return await trio.to_thread.run_sync(fn)
+
+    def check(self) -> None:
+        """Raises: trio.Cancelled: The task that waits for this thread is cancelled."""
+        trio.from_thread.check_cancelled()
 
     def shield(self) -> AbstractContextManager[object]:
         """Within it, nothing is cancelled."""
@@ -143,7 +149,7 @@ class AsyncSandbox:
 
     async def run(
         self,
-        args: Args,
+        args: Args | None = None,
         *,
         input: bytes | str | None = None,
         stdin: Stream = None,
@@ -188,7 +194,7 @@ class AsyncSandbox:
 
     async def popen(
         self,
-        args: Args,
+        args: Args | None = None,
         *,
         stdin: Stream = UNSAID,
         stdout: Stream = UNSAID,
@@ -296,6 +302,41 @@ class AsyncSandbox:
         from sandboxlib.engine.changes import changes
 
         return await changes(self._live())
+
+    # ---- its image ------------------------------------------------------------------------
+
+    @property
+    def image(self) -> AsyncImage | None:
+        """The image that it began with; as `Sandbox.image`."""
+        held = self._live().held
+        if held is None:
+            return None
+        from sandboxlib.engine import images
+        from sandboxlib.trio_images import AsyncImage
+
+        return AsyncImage.of(images.get(held.image.digest))
+
+    async def commit(
+        self,
+        name: str,
+        *,
+        message: str = "",
+        author: str = "",
+        config: Mapping[str, Any] | None = None,
+        created: str | None = None,
+    ) -> AsyncImage:
+        """Make an image of its own and what has changed; as `Sandbox.commit`."""
+        from sandboxlib.engine.commit import commit
+        from sandboxlib.trio_images import AsyncImage
+
+        options = {"message": message, "author": author, "config": config, "created": created}
+        return AsyncImage.of(await commit(self._live(), name, **options))
+
+    async def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
+        """Write its whole file tree as a plain tar; as `Sandbox.export`."""
+        from sandboxlib.engine.commit import export
+
+        await export(self._live(), target)
 
     # ---- the sandbox as a whole -----------------------------------------------------------
 

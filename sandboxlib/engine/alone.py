@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from sandboxlib.engine.current import program, resolve
 from sandboxlib.engine.join import open_namespace as open_joined
 from sandboxlib.engine.making import OWNER, Recipe, end, make
+from sandboxlib.engine.planning import asks_for_image
 from sandboxlib.engine.storage import Places, prepare
 from sandboxlib.engine.waiter import BLOCKING, Waiter, complete
 from sandboxlib.errors import SpecError, StateError, UnsupportedError
@@ -42,6 +43,7 @@ from sandboxlib.plan.steps import Call, Init, Report, Step, Write
 from sandboxlib.spec import SandboxSpec
 
 if TYPE_CHECKING:
+    from sandboxlib.image.leases import Lease
     from sandboxlib.namespace import Namespace
     from sandboxlib.network import Network
     from sandboxlib.result import Change
@@ -205,8 +207,11 @@ class OpenRootfs:
     calling program's.
     """
 
-    def __init__(self, rootfs: Rootfs, host: Host, fds: tuple[int, ...], places: Places) -> None:
+    def __init__(
+        self, rootfs: Rootfs, host: Host, fds: tuple[int, ...], places: Places, lease: Lease | None = None
+    ) -> None:
         self.rootfs = rootfs
+        self._lease = lease
         self.host = host
         self.places = places
         # What is written to is handed out first, where there is such a layer.
@@ -240,7 +245,11 @@ class OpenRootfs:
         if self._fd >= 0:
             launcher.close(self._fd, self.scratch)
             self._fd = self.scratch = -1
-            await self.places.release(waiter)
+            try:
+                await self.places.release(waiter)
+            finally:
+                if self._lease is not None:
+                    self._lease.close()
 
     def close(self) -> None:
         """Unmount it, and remove what was written. Idempotent."""
@@ -267,6 +276,23 @@ async def make_rootfs(waiter: Waiter, rootfs: Rootfs) -> OpenRootfs:
         UnsupportedError: This host cannot make it.
         KernelError: A system call failed; nothing is left behind.
     """
+    asked, lease = SandboxSpec(rootfs=rootfs), None
+    if asks_for_image(asked):
+        from sandboxlib.engine.image import prepare as look_up
+
+        held = await look_up(waiter, asked, program().host)
+        asked, lease = held.spec, held.lease
+        assert asked.rootfs is not None
+        rootfs = asked.rootfs
+    try:
+        return await _mount(waiter, rootfs, lease)
+    except BaseException:
+        if lease is not None:
+            lease.close()
+        raise
+
+
+async def _mount(waiter: Waiter, rootfs: Rootfs, lease: Lease | None) -> OpenRootfs:
     spec, host = resolve(SandboxSpec(rootfs=rootfs))
     if not host.privileged and host.userns_hint:
         raise UnsupportedError("a mount", "root, or leave to make a user namespace", host.userns_hint)
@@ -285,7 +311,7 @@ async def make_rootfs(waiter: Waiter, rootfs: Rootfs) -> OpenRootfs:
         with waiter.shield():
             await places.release(waiter)
         raise
-    return OpenRootfs(rootfs, host, made.fds, places)
+    return OpenRootfs(rootfs, host, made.fds, places, lease)
 
 
 # ---- networks -----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sandboxlib.engine.files import Owners, requests
 from sandboxlib.engine.outside import GIVEN, outside
 from sandboxlib.engine.session import Session
+from sandboxlib.engine.storage import lowers
 from sandboxlib.engine.walk import FOLDER, TOP, Requests, at, opening
 from sandboxlib.errors import KernelError, UnsupportedError
 from sandboxlib.plan import root, tree
@@ -68,7 +69,7 @@ async def changes(engine: Engine) -> list[Change]:
     try:
         async with Session(engine, upper) as session:
             view = _Upper(Requests(session), Session.GIVEN, engine.host.privileged, owners.pair, below, made)
-            return await view.against(rootfs.lower)
+            return await view.against(lowers(rootfs, engine.scratch))
     finally:
         os.close(upper)
 
@@ -88,7 +89,7 @@ async def of_tree(waiter: Waiter, opened: OpenRootfs) -> list[Change]:
     try:
         async with outside(waiter, host, upper) as asked:
             view = _Upper(asked, GIVEN, host.privileged, _as_is, _as_is, set())
-            return await view.against(rootfs.lower)
+            return await view.against(lowers(rootfs, opened.scratch))
     finally:
         os.close(upper)
 

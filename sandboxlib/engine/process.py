@@ -338,6 +338,11 @@ class Process:
     def __del__(self) -> None:
         self.release()
 
+    def terminate(self) -> None:
+        """End it in good order, by the signal that its image asks for."""
+        held = self.engine.held
+        self.send_signal(signal.SIGTERM if held is None else held.stop_signal)
+
     def kill(self, reason: Outcome = Outcome.KILLED) -> None:
         """
         Kill the command and all its children, also those that went into the background.

@@ -7,24 +7,25 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.engine.current import Program, program, resolve
-from sandboxlib.engine.encode import Compiled, encode, failure, precompile
+from sandboxlib.engine.encode import encode, failure
 from sandboxlib.engine.join import open_namespace
 from sandboxlib.engine.once import Once
+from sandboxlib.engine.planning import asks_for_image, compiled, plan_start
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, StateError
-from sandboxlib.host import Host
 from sandboxlib.kernel import cgroup, launcher
 from sandboxlib.kernel.syscall import read_file
 from sandboxlib.plan import ceilings
 from sandboxlib.plan.command import serve
-from sandboxlib.plan.start import maps_by_tool, namespaces, needs_ids, start, to_join
+from sandboxlib.plan.start import maps_by_tool, namespaces, needs_ids, to_join
 from sandboxlib.plan.steps import Plan
 
 if TYPE_CHECKING:
+    from sandboxlib.engine.image import Held
     from sandboxlib.engine.process import Process
     from sandboxlib.engine.storage import Places
     from sandboxlib.spec import SandboxSpec
@@ -32,20 +33,8 @@ if TYPE_CHECKING:
 #: Of a task that is ending: include/linux/sched.h; proc_pid_stat(5), field 9.
 _PF_EXITING = 0x4
 
-plan_start = lru_cache(64)(start)
-
 #: Seconds that a pid 1 which was killed has to end before it is looked for what keeps it.
 _PATIENCE = 0.1
-
-
-@lru_cache(64)
-def _compiled(spec: SandboxSpec, host: Host) -> Compiled:
-    return precompile(plan_start(spec, host).steps)
-
-
-def current_plan(spec: SandboxSpec) -> Plan:
-    """The plan for this program on this machine."""
-    return plan_start(*resolve(spec))
 
 
 class Ended(NamedTuple):
@@ -62,6 +51,7 @@ class Engine:
         spec: What was asked for.
         host: What this machine can do.
         plan: What was done to start it.
+        held: Its image, or None.
         group: Its cgroup, or None where there are none.
         pid: Of its pid 1, outside.
         pidfd: The same, as a descriptor.
@@ -72,8 +62,10 @@ class Engine:
     def __init__(self, spec: SandboxSpec, waiter: Waiter) -> None:
         self.waiter = waiter
         self.program: Program = program()
-        self.spec, self.host = resolve(spec)
-        self.plan: Plan = plan_start(self.spec, self.host)
+        self.spec, self.host, self.plan = spec, self.program.host, Plan(())
+        self.held: Held | None = None
+        if not asks_for_image(spec):
+            self._settle(spec)
         self.group: cgroup.Group | None = None
         self.pid = 0
         self.pidfd = -1
@@ -95,6 +87,10 @@ class Engine:
 
     # ---- start ----------------------------------------------------------------------------
 
+    def _settle(self, spec: SandboxSpec) -> None:
+        self.spec, self.host = resolve(spec)
+        self.plan = plan_start(self.spec, self.host)
+
     async def open(self) -> None:
         """
         Start it; on any error nothing is left behind.
@@ -110,6 +106,13 @@ class Engine:
             raise
 
     async def _open(self) -> None:
+        if not self.plan.steps:
+            from sandboxlib.engine.image import prepare as look_up
+
+            self.held = await look_up(self.waiter, self.spec, self.host)
+            self._settle(self.held.spec)
+            if self.closed:
+                raise StateError("the sandbox was closed while it started")
         spec, host = self.spec, self.host
         modes = namespaces(spec, host)
         values: dict[str, int | str | tuple[str, ...]] = {}
@@ -127,7 +130,7 @@ class Engine:
 
             self.places = await prepare(self.waiter, spec, host)
             values.update(self.places.values)
-        code = _compiled(spec, host).fill(values)
+        code = compiled(spec, host).fill(values)
         by_tool = maps_by_tool(host, modes)
         ours, theirs = launcher.socketpair()
         owner = read = write = -1
@@ -356,6 +359,8 @@ class Engine:
             if self.ids is not None:
                 self.program.ids.release(self.ids)
                 self.ids = None
+            if self.held is not None:
+                self.held.lease.close()
 
     async def has_ended(self) -> StateError:
         """The error for a sandbox that was found to have ended."""

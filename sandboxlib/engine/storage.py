@@ -24,6 +24,7 @@ from sandboxlib.plan.steps import Call
 if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
+    from sandboxlib.rootfs import Rootfs
     from sandboxlib.spec import SandboxSpec
 
 _LINK = "storage-"
@@ -116,6 +117,12 @@ async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Places:
     return places
 
 
+def lowers(rootfs: Rootfs, scratch: int) -> tuple[str, ...]:
+    """The layers below what is written, the topmost first; *scratch* is the folder with that."""
+    base = (f"/proc/self/fd/{scratch}/base",) if rootfs.kind == "image" else ()
+    return (*base, *rootfs.lower)
+
+
 async def _remove(waiter: Waiter, host: Host, folder: str, name: str) -> None:
     try:
         fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -157,4 +164,4 @@ def _names(folder: str) -> list[str]:
         return []
 
 
-__all__ = ["Places", "prepare", "sweep", "sweep_folder"]
+__all__ = ["Places", "lowers", "prepare", "sweep", "sweep_folder"]

@@ -24,9 +24,19 @@ if TYPE_CHECKING:
 Args = Sequence[str | bytes | os.PathLike[str]]
 
 
+def words(engine: Engine, args: Args | None) -> Args:
+    """The command *args*, or the image's own. Raises: SpecError: There is neither."""
+    if args is not None:
+        return args
+    found = [] if engine.held is None else [*engine.held.command[0], *engine.held.command[1]]
+    if not found:
+        raise SpecError("args", args, "a command: the sandbox has no image that says what runs")
+    return found
+
+
 async def popen(
     engine: Engine,
-    args: Args,
+    args: Args | None,
     *,
     stdin: Any = UNSAID,
     stdout: Any = UNSAID,
@@ -45,7 +55,7 @@ async def popen(
         raise SpecError("text", text, "left out with tty=True: a terminal is read as bytes")
     size = check_tty(tty, rows, columns, stdin=stdin, stdout=stdout, stderr=stderr)
     engine.check()
-    process = Process(engine, args)
+    process = Process(engine, words(engine, args))
     await process.start(size or stdio(stdin, stdout, stderr), env=env, cwd=cwd, limits=limits)
     return process
 
@@ -69,7 +79,7 @@ def check_tty(tty: object, rows: object, columns: object, **streams: object) -> 
 
 async def run(
     engine: Engine,
-    args: Args,
+    args: Args | None,
     *,
     input: Any = None,
     stdin: Any = None,
@@ -105,6 +115,7 @@ async def run(
         data = b""
     check_limits(limits)
     engine.check()
+    args = words(engine, args)
     process = Process(engine, args)
     if not await process.start(
         stdio(feed, stdout, stderr), env=env, cwd=cwd, limits=limits, deadline=deadline

@@ -14,13 +14,16 @@ READ, WRITE = select.POLLIN, select.POLLOUT
 
 
 class Waiter(Protocol):
-    """The four things in which the faces differ."""
+    """The five things in which the faces differ."""
 
     async def ready(self, fds: Mapping[int, int], deadline: float = inf) -> set[int]:
         """Wait until any of *fds* (descriptor to `READ` or `WRITE`) is ready; none are at the deadline."""
 
     async def work(self, fn: Callable[[], T]) -> T:
-        """Run *fn*, which uses the disk or the CPU for a while."""
+        """Run *fn*, which uses the disk, the network or the CPU for a while."""
+
+    def check(self) -> None:
+        """For what runs in `work`, every now and then: raises if it is to be given up."""
 
     def shield(self) -> AbstractContextManager[object]:
         """Within it, waiting is not cancelled."""
@@ -46,6 +49,9 @@ class BlockingWaiter:
     async def work(self, fn: Callable[[], T]) -> T:
         """Run it here."""
         return fn()
+
+    def check(self) -> None:
+        """A signal's handler raises by itself."""
 
     def shield(self) -> AbstractContextManager[object]:
         """Nothing cancels a blocking call."""

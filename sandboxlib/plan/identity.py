@@ -8,6 +8,8 @@ from sandboxlib.spec import SandboxSpec
 
 #: Where commands begin in the host view, and the home of a user who is not root.
 WORK = "/work"
+#: Those of the files of `identity` that an image does not bring itself.
+OF_IMAGES = ("/etc/hosts", "/etc/hostname")
 
 
 def check_user(spec: SandboxSpec, host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 
 from sandboxlib.errors import UnsupportedError
@@ -16,13 +17,19 @@ from sandboxlib.plan.flags import (
     FSCONFIG_SET_STRING,
     MOVE_MOUNT_F_EMPTY_PATH,
     O_CLOEXEC,
+    O_CREAT,
+    O_EXCL,
     O_RDONLY,
+    O_WRONLY,
 )
-from sandboxlib.plan.steps import Call, Step, Variable
+from sandboxlib.plan.steps import Call, Step, Variable, Write
 from sandboxlib.rootfs import Rootfs
 
 #: What a string for fsconfig(2) may hold: 256 bytes with its NUL.
 _OPTION = 255
+
+#: Folders that every sandbox has, whatever its image has.
+BASE = ("/dev", "/etc", "/proc", "/sys")
 
 
 def most_layers(kernel: tuple[int, int]) -> int:
@@ -34,8 +41,37 @@ def most_layers(kernel: tuple[int, int]) -> int:
     return low + (_OPTION - 3 * low + 1) // 4 if 3 * low < _OPTION else _OPTION // 3
 
 
-def steps(context: int, lowers: list[int], host: Host) -> Iterator[Step]:
-    """Set up an overlay of the mounts *lowers*, the topmost first, and of what is in `tree.SCRATCH`."""
+def base(files: dict[str, str], owner: tuple[int | Variable, int | Variable] | None) -> Iterator[Step]:
+    """
+    Make the layer on top of an image's, in `tree.SCRATCH`: what each sandbox has of its own.
+
+    It is no part of what is written: neither changes() nor commit() know it.
+
+    Args:
+        files: Texts by their paths.
+        owner: Root's IDs outside, where the steps are not taken by root of the sandbox.
+    """
+    why = "places of the sandbox's own, which no image has to bring"
+    made = ["base"]
+    yield Call("mkdirat", (tree.SCRATCH, "base", 0o755), why)
+    for folder in dict.fromkeys([*BASE, *(posixpath.dirname(path) for path in files)]):
+        made.append(f"base{folder}")
+        yield Call("mkdirat", (tree.SCRATCH, f"base{folder}", 0o755), why)
+    for path, text in files.items():
+        made.append(f"base{path}")
+        yield Write(f"base{path}", text, why, tree.SCRATCH, O_WRONLY | O_CREAT | O_EXCL, 0o644)
+    if owner is not None:
+        for name in made:
+            yield Call("fchownat", (tree.SCRATCH, name, *owner, 0), "root of the sandbox owns it")
+
+
+def steps(context: int, lowers: list[int], host: Host, *, on_image: bool = False) -> Iterator[Step]:
+    """
+    Set up an overlay of the mounts *lowers*, the topmost first, and of what is in `tree.SCRATCH`.
+
+    With *on_image* there is a `base` in it, which comes before them.
+    """
+    layers = [*([f"{int(tree.SCRATCH)}/base"] if on_image else []), *map(str, lowers)]
     why = "writes go to a layer of its own"
 
     def option(name: str, value: str) -> Call:
@@ -52,10 +88,10 @@ def steps(context: int, lowers: list[int], host: Host) -> Iterator[Step]:
         yield Call("move_mount", here, "layers have to be attached somewhere")
     yield Call("chdir", ("/proc/self/fd",), "layers are named by their descriptors")
     if host.kernel >= (6, 7):
-        for fd in lowers:
-            yield option("lowerdir+", str(fd))
+        for layer in layers:
+            yield option("lowerdir+", layer)
     else:
-        yield option("lowerdir", ":".join(map(str, lowers)))
+        yield option("lowerdir", ":".join(layers))
     yield option("upperdir", f"{int(tree.SCRATCH)}/upper")
     yield option("workdir", f"{int(tree.SCRATCH)}/work")
     if host.privileged:
@@ -90,7 +126,8 @@ def check(rootfs: Rootfs, host: Host, user: Namespace | None, owned: bool) -> No
         raise UnsupportedError("an overlay in memory without root", "Linux 6.6, for user.* on tmpfs", hint)
     if owned and user is not None and user.mode == "join":
         raise UnsupportedError("an overlay in a user namespace that is joined", "ID maps of its own")
-    most = most_layers(host.kernel)
+    # An image's base takes the room of three in the one string of old kernels.
+    most = most_layers(host.kernel) - (3 if rootfs.kind == "image" else 0)
     if len(rootfs.lower) > most:
         raise UnsupportedError(
             f"an overlay of {len(rootfs.lower)} layers", "Linux 6.7", f"here are {most} possible"
@@ -104,4 +141,4 @@ def first_ids(user: Namespace | None) -> tuple[int | Variable, int | Variable]:
     return user.uid_map[0].outside, user.gid_map[0].outside
 
 
-__all__ = ["check", "first_ids", "most_layers", "steps"]
+__all__ = ["BASE", "base", "check", "first_ids", "most_layers", "steps"]

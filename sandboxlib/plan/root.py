@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sandboxlib.errors import UnsupportedError
 from sandboxlib.host import Entry, Host
 from sandboxlib.mount import Mount
 from sandboxlib.plan import overlay, tree
@@ -24,7 +23,7 @@ from sandboxlib.plan.flags import (
     O_CLOEXEC,
     Named,
 )
-from sandboxlib.plan.identity import WORK, check_user, identity, user_of
+from sandboxlib.plan.identity import OF_IMAGES, WORK, check_user, identity, user_of
 from sandboxlib.plan.steps import Call, OpenChild, Step, Template
 from sandboxlib.rootfs import WRITABLE, Rootfs
 from sandboxlib.spec import SandboxSpec
@@ -64,8 +63,6 @@ def roots(spec: SandboxSpec, host: Host, on: frozenset[str]) -> Roots:
     """
     builder = _Builder(spec, host, on)
     rootfs = spec.rootfs or Rootfs.host()
-    if spec.image is not None or rootfs.kind == "image":
-        raise UnsupportedError("an image", "a part of sandboxlib that is not there yet")
     check_user(spec, host)
     builder.root(rootfs)
     builder.proc()
@@ -88,8 +85,6 @@ def alone(rootfs: Rootfs, host: Host) -> Roots:
         UnsupportedError: This host cannot build it.
     """
     builder = _Builder(SandboxSpec(rootfs=rootfs), host, frozenset(), owned=False)
-    if rootfs.kind == "image":
-        raise UnsupportedError("an image", "a part of sandboxlib that is not there yet")
     builder.root(rootfs)
     why = "what is handed out"
     if rootfs.readonly:
@@ -136,6 +131,7 @@ class _Builder:
             "empty": self.empty,
             "directory": self.directory,
             "overlay": self.overlay,
+            "image": self.overlay,
         }
         kinds[rootfs.kind](rootfs)
 
@@ -272,11 +268,17 @@ class _Builder:
             )
         for name in ("upper", "work"):
             early.append(Call("mkdirat", (tree.SCRATCH, name, 0o755), why))
+        on_image = rootfs.kind == "image"
+        if on_image:
+            # An image is looked up before it comes to a plan, so its layers are known.
+            assert rootfs.lower, rootfs
+            names = {path: text for path, text in identity(self.spec).items() if path in OF_IMAGES}
+            late.extend(overlay.base(names, overlay.first_ids(user) if self.owned else None))
         early.append(Call("fsopen", ("overlay", FSOPEN_CLOEXEC), why, out=OVERLAY))
         if self.owned:
             args = (tree.SCRATCH, "upper", *overlay.first_ids(user), 0)
             late.append(Call("fchownat", args, "root of the sandbox owns it"))
-        late.extend(overlay.steps(OVERLAY, [int(fd) for fd in lowers], self.host))
+        late.extend(overlay.steps(OVERLAY, [int(fd) for fd in lowers], self.host, on_image=on_image))
         self.build.append(Call("fsmount", (OVERLAY, FSMOUNT_CLOEXEC, _SAFE), why, out=tree.ROOT))
         self._attach_root()
         self.keep = tree.SCRATCH

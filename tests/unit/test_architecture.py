@@ -53,12 +53,16 @@ MEMBERS: dict[str, str] = {
     "files": "faces",
     "process": "faces",
     "alone": "faces",
+    "images": "faces",
+    "running": "faces",
+    "trio_images": "faces",
     "trio": "faces",
     "trio_files": "faces",
     "trio_process": "faces",
     "__init__": "top",
     "__main__": "top",
     "cli": "top",
+    "cli_images": "top",
     "doctor": "top",
     "pytest_plugin": "top",
 }
@@ -75,7 +79,7 @@ ONLY_IN = {
     "urllib3": ("image/",),
     "compression": ("image/",),
     "backports": ("image/",),
-    "trio": ("trio.py", "trio_process.py"),
+    "trio": ("trio.py", "trio_process.py", "trio_images.py"),
     "asyncio": (),
 }
 # What `import sandboxlib` must not load, for the time it takes or the threads it starts.

@@ -1,0 +1,195 @@
+"""
+What a sandbox has written, as a new layer of its image; and its whole tree, as a tar file.
+
+Spec: image-spec layer.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
+
+from sandboxlib.engine import verbs
+from sandboxlib.engine.files import Owners
+from sandboxlib.engine.image import own_store, owner_of
+from sandboxlib.engine.session import Session
+from sandboxlib.engine.walk import FILE, Requests
+from sandboxlib.errors import KernelError, SpecError, UnsupportedError
+from sandboxlib.image import making
+from sandboxlib.image.facts import Facts, facts
+from sandboxlib.image.pack import pack_changes, pack_tree
+from sandboxlib.plan import tree
+from sandboxlib.reference import Reference
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.image import Held
+    from sandboxlib.engine.sandbox import Engine
+
+Shift = Callable[[int, int], tuple[int, int]] | None
+_WHY = "what the sandbox has written"
+
+
+async def commit(
+    engine: Engine,
+    name: str,
+    *,
+    message: Any,
+    author: Any,
+    config: Any,
+    created: Any,
+) -> Facts:
+    """
+    Make an image of the sandbox's own image and one layer more: exactly the changes.
+
+    Raises:
+        UnsupportedError: It did not begin with an image.
+        SpecError: An argument makes no sense.
+    """
+    engine.check()
+    held = engine.held
+    if held is None:
+        raise UnsupportedError(
+            "commit() of a sandbox without an image",
+            "an image below what it has written",
+            "begin with Sandbox(image=...), or export() it and use Image.from_rootfs",
+        )
+    wanted = Reference.parse(name, "name")
+    if wanted.digest:
+        raise SpecError("name", name, "a name without a digest: it says by itself what is in it")
+    for field, value in (("message", message), ("author", author)):
+        if not isinstance(value, str):
+            raise SpecError(field, value, "a string")
+    when = making.now(created)
+    store = own_store()
+    base = store.config(store.manifest(held.image)).config
+    settings = making.config_of(config, base)
+    async with _still(engine):
+        upper = _upper(engine)
+        try:
+            work = partial(
+                _commit,
+                engine,
+                held,
+                upper,
+                wanted,
+                settings=settings,
+                message=message,
+                author=author,
+                when=when,
+            )
+            return await engine.waiter.work(work)
+        finally:
+            os.close(upper)
+
+
+def _commit(
+    engine: Engine,
+    held: Held,
+    upper: int,
+    wanted: Reference,
+    *,
+    settings: Any,
+    message: str,
+    author: str,
+    when: str,
+) -> Facts:
+    store = own_store()
+    owner = owner_of(engine.host, engine.spec.namespace("user"))
+    # What stands there for something to be mounted on, and what a volume holds.
+    left_out = frozenset(
+        path.strip("/").encode()
+        for path in (*held.volumes, *(mount.destination for mount in engine.spec.mounts))
+    )
+    with store.growing():
+        layer = making.add_packed(
+            store,
+            lambda write: pack_changes(upper, write, owner, shift=_shift(engine), left_out=left_out),
+        )
+        image = making.with_layer(
+            store, held.image, layer, settings, created=when, message=message, author=author
+        )
+        store.tag(wanted, image)
+    return facts(store, str(wanted), image)
+
+
+def _shift(engine: Engine) -> Shift:
+    """Root's own sandbox has its files on disk with the numbers that they have outside."""
+    return Owners(engine.pid).pair if engine.host.privileged else None
+
+
+def _upper(engine: Engine) -> int:
+    try:
+        return os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=engine.scratch)
+    except OSError as error:
+        raise KernelError(error.errno or 0, f'openat({engine.scratch}, "upper")', _WHY) from None
+
+
+@asynccontextmanager
+async def _still(engine: Engine) -> AsyncIterator[None]:
+    """Nothing in the sandbox runs meanwhile, where it can be paused: what is written half is not seen."""
+    if engine.group is None or engine.frozen:
+        yield
+        return
+    try:
+        verbs.pause(engine)
+    except UnsupportedError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        verbs.resume(engine)
+
+
+async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes]) -> None:
+    """
+    Write the whole file tree, without what is mounted in it, as a plain tar.
+
+    Args:
+        engine: Whose.
+        target: A path, whose file is made or replaced, or a file that is open for writing.
+
+    Raises:
+        SpecError: *target* is none of these.
+        KernelError: It cannot be made.
+    """
+    engine.check()
+    owner = owner_of(engine.host, engine.spec.namespace("user"))
+    if not (hasattr(target, "write") or isinstance(target, (str, os.PathLike))):
+        raise SpecError("target", target, "a path, or a file that is open for writing")
+    async with Session(engine) as session:
+        call = tree.open_tree("/", FILE, "the tree alone, without its mounts", recursive=False)
+        top = await Requests(session).descriptor(call)
+    try:
+        async with _still(engine):
+            await engine.waiter.work(partial(_export, top, target, owner, _shift(engine)))
+    finally:
+        os.close(top)
+
+
+def _export(top: int, target: Any, owner: Any, shift: Shift) -> None:
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
+    try:
+        if hasattr(target, "write"):
+            pack_tree(folder, target.write, owner, shift=shift)
+            return
+        path = os.fspath(target)
+        partial_path = f"{path}.{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            with open(partial_path, "xb") as file:
+                pack_tree(folder, file.write, owner, shift=shift)
+            os.replace(partial_path, path)
+        except BaseException as error:
+            if os.path.exists(partial_path):
+                os.unlink(partial_path)
+            if isinstance(error, OSError) and not isinstance(error, KernelError):
+                raise KernelError(error.errno or 0, f'open("{path}")', "the tar file") from None
+            raise
+    finally:
+        os.close(folder)
+
+
+__all__ = ["commit", "export"]

@@ -1,0 +1,229 @@
+"""
+An image as the root of a sandbox: it is looked up, pulled where it is missing, and unpacked.
+
+What comes of it is a plain `SandboxSpec`: its layers, and what its configuration says of
+commands where the caller says nothing. A lease keeps the image in the store meanwhile.
+
+Spec: image-spec config.md; Docker's rules for USER and for supplementary groups.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import attrs
+
+from sandboxlib.engine.volumes import state_folder
+from sandboxlib.errors import ImageError
+from sandboxlib.host import Host
+from sandboxlib.image.owner import Owner
+from sandboxlib.image.users import Account, account
+from sandboxlib.mount import Mount, below
+from sandboxlib.namespace import Namespace
+from sandboxlib.plan.start import id_map
+from sandboxlib.reference import Reference, is_digest
+from sandboxlib.security import Security
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.image.leases import Lease
+    from sandboxlib.image.model import Config, Descriptor
+    from sandboxlib.image.store import Store
+    from sandboxlib.spec import SandboxSpec
+
+#: Where commands are looked for in an image that says nothing.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Held(NamedTuple):
+    """
+    An image that a sandbox uses.
+
+    Attributes:
+        spec: The sandbox, with the image's layers and defaults.
+        image: Its manifest.
+        lease: Keeps it in the store until it is closed.
+        command: What runs where no command is given; its first part, and the part that arguments
+            take the place of.
+        volumes: Paths that are not the image's own, and stay out of what is committed.
+        stop_signal: What ends a command of it in good order.
+    """
+
+    spec: SandboxSpec
+    image: Descriptor
+    lease: Lease
+    command: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    volumes: tuple[str, ...] = ()
+    stop_signal: int = signal.SIGTERM
+
+
+def _name(spec: SandboxSpec) -> str:
+    """The image that *spec* asks for."""
+    name = spec.image or (spec.rootfs.reference if spec.rootfs is not None else None)
+    assert name is not None
+    return name
+
+
+def own_store() -> Store:
+    """This user's store."""
+    from sandboxlib.image.store import Store
+
+    return Store(os.path.join(state_folder(), "images"))
+
+
+async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Held:
+    """
+    Have the image of *spec* unpacked, and hold it.
+
+    Raises:
+        ImageError: There is none of this name, it cannot be pulled, or is of another machine.
+        ViolationError: A layer of it is hostile.
+        UnsupportedError: It cannot be unpacked with the right owners.
+    """
+    return await waiter.work(lambda: hold(spec, host, waiter.check))
+
+
+def hold(spec: SandboxSpec, host: Host, cancelled: Callable[[], None]) -> Held:
+    """Do the same in this thread; *cancelled* is called every now and then, and raises to give up."""
+    name = _name(spec)
+    store = own_store()
+    found = look_up(store, name)
+    if found is None:
+        if is_digest(name):
+            raise ImageError("there is no such image in the store", name)
+        from sandboxlib.image.transfer import pull
+
+        found = pull(store, Reference.parse(name), cancelled=cancelled)
+    lease = store.lease(found)
+    try:
+        manifest = store.manifest(found)
+        config = store.config(manifest)
+        owner = owner_of(host, spec.namespace("user"))
+        layers = store.unpack(manifest, config, owner, cancelled=cancelled)
+        return _settled(spec, found, lease, config.config, layers)
+    except BaseException:
+        lease.close()
+        raise
+
+
+def planned(spec: SandboxSpec, host: Host) -> SandboxSpec:
+    """
+    Return *spec* as a start will plan it, without pulling or unpacking anything.
+
+    Raises:
+        ImageError: The image is not in the store: what is in it is not known.
+    """
+    name = _name(spec)
+    store = own_store()
+    found = look_up(store, name)
+    if found is None:
+        raise ImageError("it is not in the store, so nothing can be planned: pull it first", name)
+    with store.lease(found) as lease:
+        manifest = store.manifest(found)
+        config = store.config(manifest)
+        owner = owner_of(host, spec.namespace("user"))
+        layers = tuple(store.layer_folder(owner, diff_id) for diff_id in reversed(config.rootfs.diff_ids))
+        return _settled(spec, found, lease, config.config, layers).spec
+
+
+def look_up(store: Store, name: str) -> Descriptor | None:
+    """The image of this name in *store*, for this machine; None if it is not there."""
+    found = store.resolve(name if is_digest(name) else Reference.parse(name))
+    return None if found is None else store.image(found)
+
+
+def owner_of(host: Host, user: Namespace | None) -> Owner:
+    """Whose the files of layers are, on disk, for sandboxes in *user*."""
+    if host.privileged:
+        # Mounts map them, whatever the sandbox's IDs are.
+        return Owner("root")
+    maps = [id_map(host, user, which) for which in ("uid", "gid")]
+    uids, gids = (_ranges(text) for text in maps)
+    if sum(count for _, _, count in uids) == 1:
+        return Owner("single")
+    return Owner("range", uids, gids)
+
+
+def _ranges(text: str) -> tuple[tuple[int, int, int], ...]:
+    lines = (line.split() for line in text.splitlines())
+    return tuple((int(inside), int(outside), int(count)) for inside, outside, count in lines)
+
+
+# ---- the configuration --------------------------------------------------------------------
+
+
+def _settled(
+    spec: SandboxSpec, image: Descriptor, lease: Lease, config: Config | None, layers: tuple[str, ...]
+) -> Held:
+    if not layers:
+        raise ImageError("it has no layers, so there is nothing to run", image.digest)
+    rootfs = spec.rootfs
+    changes: dict[str, object] = {"image": None}
+    if rootfs is None:
+        from sandboxlib.rootfs import Rootfs
+
+        rootfs = Rootfs.image(image.digest)
+    changes["rootfs"] = attrs.evolve(rootfs, lower=layers)
+    user = (config.user if config is not None else "") or ""
+    if spec.security is not None and spec.security.user is not None:
+        user = spec.security.user
+    who = account(user, layers, image.digest)
+    if who.uid or who.gid or who.groups:
+        changes["security"] = _as(spec.security, who)
+    env = {"PATH": PATH, "HOME": who.home}
+    if config is not None:
+        env.update(_variables(config.env or (), image.digest))
+        if spec.cwd is None and config.working_dir:
+            changes["cwd"] = _path(config.working_dir, "WorkingDir", image.digest)
+    changes["env"] = env | dict(spec.env)
+    volumes = sorted(_path(path, "Volumes", image.digest) for path in (config and config.volumes) or ())
+    if rootfs.readonly:
+        # They can be written whatever the root is.
+        taken = {mount.destination for mount in spec.mounts}
+        added = [Mount.tmpfs(path) for path in volumes if not any(below(path, each) for each in taken)]
+        changes["mounts"] = (*spec.mounts, *added)
+    held = Held(attrs.evolve(spec, **changes), image, lease, volumes=tuple(volumes))
+    if config is None:
+        return held
+    return held._replace(
+        command=(tuple(config.entrypoint or ()), tuple(config.cmd or ())),
+        stop_signal=_signal(config.stop_signal or "SIGTERM", image.digest),
+    )
+
+
+def _as(security: Security | None, who: Account) -> Security:
+    security = security or Security()
+    groups = who.groups if security.user is None else security.groups
+    return attrs.evolve(security, user=f"{who.uid}:{who.gid}", groups=groups)
+
+
+def _variables(lines: tuple[str, ...], image: str) -> Mapping[str, str]:
+    found = {}
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if not name or not equals or "\0" in line:
+            raise ImageError(f"its configuration has a variable that is none: {line[:100]!r}", image)
+        found[name] = value
+    return found
+
+
+def _path(path: str, what: str, image: str) -> str:
+    # Docker takes what is relative from the root.
+    found = os.path.normpath(os.path.join("/", path))
+    if "\0" in path:
+        raise ImageError(f"its configuration has a NUL in {what}", image)
+    return "/" + found.lstrip("/")
+
+
+def _signal(name: str, image: str) -> int:
+    known = {each.name: each.value for each in signal.Signals}
+    number = int(name) if name.isdecimal() else known.get("SIG" + name.upper().removeprefix("SIG"), 0)
+    if not 0 < number < signal.NSIG:
+        raise ImageError(f"its configuration has a StopSignal that is none: {name[:100]!r}", image)
+    return number
+
+
+__all__ = ["Held", "hold", "look_up", "own_store", "owner_of", "planned", "prepare"]

@@ -1,0 +1,222 @@
+"""The verbs of images, once for all faces: each runs in a thread that may wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sandboxlib import quantity
+from sandboxlib.engine.current import program
+from sandboxlib.engine.image import look_up, own_store, owner_of
+from sandboxlib.errors import ImageError, SpecError
+from sandboxlib.image.facts import Facts, facts
+from sandboxlib.reference import Reference, is_digest
+
+if TYPE_CHECKING:
+    from sandboxlib.image.model import Descriptor
+    from sandboxlib.image.progress import Progress
+    from sandboxlib.image.prune import Pruned
+    from sandboxlib.image.store import Store
+
+Cancelled = Callable[[], None]
+OnProgress = Callable[["Progress"], object] | None
+Path = str | os.PathLike[str]
+
+
+def pull(
+    reference: object,
+    *,
+    platform: str | None,
+    on_progress: OnProgress,
+    insecure: bool,
+    ca: Path | None,
+    credentials: tuple[str, str] | None,
+    cancelled: Cancelled,
+) -> Facts:
+    """Fetch an image from its registry."""
+    from sandboxlib.image import transfer
+    from sandboxlib.image.platform import parse_platform
+
+    name = Reference.parse(reference, "reference")
+    wanted = None if platform is None else parse_platform(platform)
+    store = own_store()
+    found = transfer.pull(
+        store,
+        name,
+        platform=wanted,
+        on_progress=on_progress,
+        cancelled=cancelled,
+        insecure=insecure,
+        ca=None if ca is None else os.fspath(ca),
+        credentials=credentials,
+    )
+    return facts(store, str(name), found)
+
+
+def push(
+    digest: str,
+    target: object,
+    *,
+    on_progress: OnProgress,
+    insecure: bool,
+    ca: Path | None,
+    credentials: tuple[str, str] | None,
+    cancelled: Cancelled,
+) -> str:
+    """Send an image to a registry."""
+    from sandboxlib.image import transfer
+
+    name = Reference.parse(target, "target")
+    store = own_store()
+    image = _found(store, digest)
+    with store.lease(image):
+        return transfer.push(
+            store,
+            image,
+            name,
+            on_progress=on_progress,
+            cancelled=cancelled,
+            insecure=insecure,
+            ca=None if ca is None else os.fspath(ca),
+            credentials=credentials,
+        )
+
+
+def from_rootfs(
+    source: Path,
+    *,
+    name: str,
+    config: Mapping[str, Any] | None,
+    platform: str | None,
+    created: str | None,
+    cancelled: Cancelled,
+) -> Facts:
+    """Make an image of one layer."""
+    from sandboxlib.image import making
+    from sandboxlib.image.pack import pack_tree
+
+    wanted = Reference.parse(name, "name")
+    settings = making.config_of(config)
+    when = making.now(created)
+    if platform is not None:
+        from sandboxlib.image.platform import parse_platform
+
+        parse_platform(platform)
+    path = _existing(source)
+    store = own_store()
+    with store.growing():
+        if os.path.isdir(path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                owner = owner_of(program().host, None)
+                layer = making.add_packed(store, lambda write: pack_tree(fd, write, owner))
+            finally:
+                os.close(fd)
+        else:
+            with open(path, "rb") as file:
+                layer = making.add_archive(store, file, cancelled)
+        image = making.image_of(
+            store, layer, settings, platform, when, f"from {os.path.basename(path.rstrip('/'))}"
+        )
+        store.tag(wanted, image)
+    return facts(store, str(wanted), image)
+
+
+def _existing(source: object) -> str:
+    try:
+        path = os.path.abspath(os.fsdecode(source))  # type: ignore[arg-type]
+    except TypeError:
+        raise SpecError("source", source, "the path of a folder or a tar file") from None
+    if not os.path.exists(path):
+        raise SpecError("source", source, "a path that exists")
+    return path
+
+
+def load(path: Path, *, cancelled: Cancelled) -> list[Facts]:
+    """Bring in the images of an archive."""
+    from sandboxlib.image import archive
+
+    store = own_store()
+    return [
+        facts(store, name, store.image(found))
+        for name, found in archive.load(store, _existing(path), cancelled)
+    ]
+
+
+def save(chosen: Sequence[tuple[str, str]], path: Path, format: str, cancelled: Cancelled) -> None:
+    """Write images, each a name or nothing and a digest, to an archive."""
+    from sandboxlib.image import archive
+
+    formats = ("oci", "oci-dir", "docker")
+    if format not in formats:
+        raise SpecError("format", format, f"one of {', '.join(formats)}")
+    store = own_store()
+    archive.save(
+        store, [(name, _found(store, digest)) for name, digest in chosen], os.fspath(path), format, cancelled
+    )
+
+
+def get(name: str) -> Facts:
+    """The image of this name, digest or ID."""
+    store = own_store()
+    return facts(store, "" if store.is_id(name) else str(Reference.parse(name)), _found(store, name))
+
+
+def every() -> list[Facts]:
+    """All images, one for each name."""
+    store = own_store()
+    found = []
+    for name, image in store.names():
+        try:
+            found.append(facts(store, name, store.image(image)))
+        except ImageError:
+            # An index of which no part was fetched, or that is for other machines.
+            continue
+    return sorted(found, key=lambda one: (not one.reference, one.reference, one.digest))
+
+
+def remove(name: str) -> None:
+    """Take a name from its image, and the image with its last one."""
+    store = own_store()
+    if not store.remove(name if store.is_id(name) else Reference.parse(name, "name")):
+        raise ImageError("there is no such image", name)
+
+
+def prune(*, all: bool) -> Pruned:
+    """Remove what nothing needs."""
+    return own_store().prune(all=all)
+
+
+def tag(digest: str, name: str) -> Facts:
+    """Give an image one more name."""
+    store = own_store()
+    image = _found(store, digest)
+    wanted = Reference.parse(name, "name")
+    if wanted.digest:
+        raise SpecError("name", name, "a name without a digest: it says by itself what is in it")
+    store.tag(wanted, image)
+    return facts(store, str(wanted), image)
+
+
+def _found(store: Store, name: str) -> Descriptor:
+    quantity.text("name", name)
+    found = store.image(store.resolve(name)) if store.is_id(name) else look_up(store, name)
+    if found is None:
+        raise ImageError("there is no such image", name)
+    return found
+
+
+__all__ = [
+    "every",
+    "from_rootfs",
+    "get",
+    "is_digest",
+    "load",
+    "prune",
+    "pull",
+    "push",
+    "remove",
+    "save",
+    "tag",
+]

@@ -1,0 +1,1 @@
+"""Images: their store, their layers, and the registries that they come from."""
