@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sandboxlib.image.progress import Progress
     from sandboxlib.images import Image
 
+INSECURE = "plain HTTP or an unknown certificate will do"
+
 Carry = Callable[[argparse.Namespace], int]
 
 
@@ -42,9 +44,7 @@ def add(verbs: Any) -> None:
         ("push", push, "send an image to a registry"),
     ):
         parser = verb(name, carry_out, text, "NAME")
-        parser.add_argument(
-            "--insecure", action="store_true", help="plain HTTP or an unknown certificate will do"
-        )
+        parser.add_argument("--insecure", action="store_true", help=INSECURE)
         parser.add_argument("--ca", metavar="FILE", help="certificates to trust")
         parser.add_argument("--quiet", action="store_true", help="only the digest")
         if name == "pull":
@@ -74,10 +74,8 @@ def add(verbs: Any) -> None:
     prune.add_argument("--all", action="store_true", help="all that no sandbox uses")
     login = verb("login", login_, "keep a user and a password for a registry", "REGISTRY")
     login.add_argument("--username", "-u", metavar="NAME")
-    login.add_argument(
-        "--password-stdin", action="store_true", help="read it from stdin; asked for otherwise"
-    )
-    login.add_argument("--insecure", action="store_true", help="plain HTTP or an unknown certificate will do")
+    login.add_argument("--password-stdin", action="store_true", help="read it from stdin")
+    login.add_argument("--insecure", action="store_true", help=INSECURE)
     login.add_argument("--ca", metavar="FILE", help="certificates to trust")
     verb("logout", logout_, "forget them", "REGISTRY")
 
