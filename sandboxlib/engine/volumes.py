@@ -2,7 +2,7 @@
 Named volumes: folders that outlive sandboxes, shared by those that mount them.
 
 A volume is a folder below ``/var/lib/sandboxlib/volumes``, or a user's
-``$XDG_DATA_HOME/sandboxlib/volumes``. Who uses one holds a shared lock on the folder itself,
+``$XDG_DATA_HOME/sandboxlib/volumes``, or ``$SANDBOXLIB_STATE_DIR/volumes`` where that is set. Who uses one holds a shared lock on the folder itself,
 which the kernel drops when the program ends, however it ends; who removes one needs the lock
 for itself alone.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 
+from sandboxlib import quantity
 from sandboxlib.engine.current import program
 from sandboxlib.engine.outside import remove_below
 from sandboxlib.engine.waiter import BLOCKING, complete
@@ -26,7 +27,14 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def state_folder() -> str:
-    """Where this user's volumes lie, and all else that outlives a program."""
+    """
+    Where this user's volumes and images lie: all that outlives a program.
+
+    Raises:
+        SpecError: SANDBOXLIB_STATE_DIR is set, and is no absolute path.
+    """
+    if chosen := os.environ.get("SANDBOXLIB_STATE_DIR"):
+        return quantity.absolute("SANDBOXLIB_STATE_DIR", chosen)
     if os.geteuid() == 0:
         return "/var/lib/sandboxlib"
     data = os.environ.get("XDG_DATA_HOME", "")
