@@ -2,7 +2,8 @@
 Named volumes: folders that outlive sandboxes, shared by those that mount them.
 
 A volume is a folder below ``/var/lib/sandboxlib/volumes``, or a user's
-``$XDG_DATA_HOME/sandboxlib/volumes``, or ``$SANDBOXLIB_STATE_DIR/volumes`` where that is set. Who uses one holds a shared lock on the folder itself,
+``$XDG_DATA_HOME/sandboxlib/volumes``, or ``$SANDBOXLIB_STATE_DIR/volumes`` where that is set.
+Who uses one holds a shared lock on the folder itself,
 which the kernel drops when the program ends, however it ends; who removes one needs the lock
 for itself alone.
 
