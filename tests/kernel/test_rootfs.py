@@ -72,7 +72,9 @@ def test_nothing_of_the_users_of_the_host_is_there(tmp_path: Path) -> None:
             "/srv",
             "/var/log",
         ):
-            assert not sb.files.exists(path), path
+            # The checkout, or its environment, may lie below one of them.
+            if Path(path).name not in shown:
+                assert not sb.files.exists(path), path
         names = [line.split(":")[0] for line in sb.files.read_text("/etc/passwd").splitlines()]
         assert names == ["root", "nobody"]
 
