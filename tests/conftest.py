@@ -26,6 +26,7 @@ KERNEL_TESTS = Path(__file__).parent / "kernel"
 MUST_RUN = os.environ.get("SANDBOXLIB_MUST_RUN", "")
 PHASES = pytest.StashKey[dict[str, pytest.TestReport]]()
 PASSED = pytest.StashKey[set[str]]()
+FAILED = pytest.StashKey[set[str]]()
 ELSEWHERE = pytest.StashKey[frozenset[str]]()
 ALLOWED = pytest.StashKey[bool]()
 
@@ -49,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     lines = (Path(record).read_text().splitlines() for record in records.split(os.pathsep) if record)
     config.stash[ELSEWHERE] = frozenset(line for record in lines for line in record)
     config.stash[PASSED] = set[str]()
+    config.stash[FAILED] = set[str]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -74,6 +76,8 @@ def pytest_runtest_makereport(
     if report.skipped and not hasattr(report, "wasxfail") and not item.stash.get(ALLOWED, False):
         _refuse_skip(report)
     item.stash.setdefault(PHASES, {})[report.when] = report
+    if report.failed:
+        item.config.stash[FAILED].add(item.nodeid)
     if report.when == "teardown":
         reports = item.stash[PHASES]
         if "call" in reports and all(phase.passed for phase in reports.values()):
@@ -98,19 +102,22 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Record what passed, for a run elsewhere."""
-    if record := os.environ.get("SANDBOXLIB_RECORD"):
-        passed: set[str] = session.config.stash[PASSED]
-        Path(record).write_text("".join(f"{nodeid}\n" for nodeid in sorted(passed)))
+    """Record what passed, for a run elsewhere, and what failed, for a second look."""
+    for variable, key in (("SANDBOXLIB_RECORD", PASSED), ("SANDBOXLIB_FAILED", FAILED)):
+        if record := os.environ.get(variable):
+            found: set[str] = session.config.stash[key]
+            Path(record).write_text("".join(f"{nodeid}\n" for nodeid in sorted(found)))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_left_at_the_end() -> Iterator[None]:
+def _nothing_left_at_the_end(pytestconfig: pytest.Config) -> Iterator[None]:
     """Check at the end of the run what a check after each test cannot see, and all of it once more."""
     before, processes = leaks.snapshot(), leaks.orphans()
     yield
     left = leaks.since(before) + leaks.orphans_since(processes)
     if left:
+        # Of all tests together: none of them alone can show it again.
+        pytestconfig.stash[FAILED].add("the run as a whole")
         pytest.fail("the run has not left all as it was:\n" + "\n".join(left), pytrace=False)
 
 

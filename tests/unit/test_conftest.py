@@ -14,7 +14,9 @@ TESTS = Path(__file__).parent.parent
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A test suite of its own under our conftest, with two needs that are known beforehand."""
-    for name in ("SANDBOXLIB_MUST_RUN", "SANDBOXLIB_RECORD", "SANDBOXLIB_PASSED_ELSEWHERE"):
+    for name in (
+        *("SANDBOXLIB_MUST_RUN", "SANDBOXLIB_RECORD", "SANDBOXLIB_FAILED", "SANDBOXLIB_PASSED_ELSEWHERE"),
+    ):
         monkeypatch.delenv(name, raising=False)
     # Other plugins play no part in it, and take a second a run to load.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
@@ -117,10 +119,14 @@ def test_the_record_names_only_what_passed(suite: pytest.Pytester, monkeypatch: 
         def test_good(): pass
         """
     )
-    record = suite.path / "here.passed"
+    record, failures = suite.path / "here.passed", suite.path / "here.failed"
     monkeypatch.setenv("SANDBOXLIB_RECORD", str(record))
+    monkeypatch.setenv("SANDBOXLIB_FAILED", str(failures))
     run(suite)
     assert record.read_text() == "test_more.py::test_good\ntest_suite.py::test_met\n"
+    assert failures.read_text().splitlines() == [
+        *("test_more.py::test_failing", "test_more.py::test_failing_afterwards"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,7 @@ def test_a_leaking_test_of_the_kernel_folder_fails(
 ) -> None:
     monkeypatch.delenv("SANDBOXLIB_MUST_RUN", raising=False)
     monkeypatch.delenv("SANDBOXLIB_RECORD", raising=False)
+    monkeypatch.delenv("SANDBOXLIB_FAILED", raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini(f"[pytest]\npythonpath = {TESTS}")
     pytester.makeconftest((TESTS / "conftest.py").read_text())
