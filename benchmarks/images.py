@@ -54,7 +54,8 @@ def registry(folder: Path) -> Iterator[str]:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     settings = folder / "registry.yml"
     settings.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
+        "version: 0.1\nlog: {level: error}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
         f"http: {{addr: '{address}'}}\n"
     )
     server = subprocess.Popen(
