@@ -91,6 +91,7 @@ class _Lib:
     SYS_setsid: Final[int]
     SYS_socket: Final[int]
     SYS_symlinkat: Final[int]
+    SYS_syncfs: Final[int]
     SYS_umask: Final[int]
     SYS_umount2: Final[int]
     SYS_unlinkat: Final[int]

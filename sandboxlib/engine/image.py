@@ -131,8 +131,8 @@ def planned(spec: SandboxSpec, host: Host) -> SandboxSpec:
 
 def look_up(store: Store, name: str) -> Descriptor | None:
     """The image of this name in *store*, for this machine; None if it is not there."""
-    found = store.resolve(name if is_digest(name) else Reference.parse(name))
-    return None if found is None else store.image(found)
+    found = store.find(name)
+    return None if found is None else store.image(found[1])
 
 
 def owner_of(host: Host, user: Namespace | None) -> Owner:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sandboxlib import quantity
 from sandboxlib.engine.current import program
-from sandboxlib.engine.image import look_up, own_store, owner_of
+from sandboxlib.engine.image import own_store, owner_of
 from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image.facts import Facts, facts
-from sandboxlib.reference import Reference, is_digest
+from sandboxlib.reference import Reference
 
 if TYPE_CHECKING:
     from sandboxlib.image.model import Descriptor
@@ -160,7 +160,8 @@ def save(chosen: Sequence[tuple[str, str]], path: Path, format: str, cancelled: 
 def get(name: str) -> Facts:
     """The image of this name, digest or ID."""
     store = own_store()
-    return facts(store, "" if store.is_id(name) else str(Reference.parse(name)), _found(store, name))
+    known, image = _named(store, name)
+    return facts(store, known, image)
 
 
 def every() -> list[Facts]:
@@ -178,8 +179,7 @@ def every() -> list[Facts]:
 
 def remove(name: str) -> None:
     """Take a name from its image, and the image with its last one."""
-    store = own_store()
-    if not store.remove(name if store.is_id(name) else Reference.parse(name, "name")):
+    if not own_store().remove(quantity.text("name", name)):
         raise ImageError("there is no such image", name)
 
 
@@ -199,19 +199,22 @@ def tag(digest: str, name: str) -> Facts:
     return facts(store, str(wanted), image)
 
 
-def _found(store: Store, name: str) -> Descriptor:
-    quantity.text("name", name)
-    found = store.image(store.resolve(name)) if store.is_id(name) else look_up(store, name)
+def _named(store: Store, name: str) -> tuple[str, Descriptor]:
+    found = store.find(quantity.text("name", name))
     if found is None:
         raise ImageError("there is no such image", name)
-    return found
+    known, image = found
+    return known, store.image(image)
+
+
+def _found(store: Store, name: str) -> Descriptor:
+    return _named(store, name)[1]
 
 
 __all__ = [
     "every",
     "from_rootfs",
     "get",
-    "is_digest",
     "load",
     "prune",
     "pull",

@@ -45,10 +45,16 @@ def open_in_root(
     raise KernelError(errno.EAGAIN, f"openat2({top}, {raw!r})")
 
 
+def sync_filesystem(fd: int) -> None:
+    """Have all that was written to the file system of *fd* on disk. Kernel: syncfs(2)."""
+    syscall("syncfs", fd)
+
+
 __all__ = [
     "RESOLVE_BENEATH",
     "RESOLVE_IN_ROOT",
     "RESOLVE_NO_MAGICLINKS",
     "RESOLVE_NO_SYMLINKS",
     "open_in_root",
+    "sync_filesystem",
 ]

@@ -1,0 +1,245 @@
+"""
+Blobs: files that are named by the digest of what is in them.
+
+Each is written under another name, synced, and renamed: who finds it finds it whole.
+
+Spec: image-spec image-layout.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from typing import IO
+
+from sandboxlib.errors import ImageError
+from sandboxlib.image import locks
+from sandboxlib.image.locks import Cancelled, never
+from sandboxlib.image.model import Descriptor, check_digest
+
+_CHUNK = 1 << 20
+Write = Callable[[bytes], object]
+#: Gets what to write to, and how much is there already, and appends the rest.
+Download = Callable[["Sink", int], None]
+
+
+class Blobs:
+    """The blobs of a store. Attributes: path, of the store."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._partial = os.path.join(path, "partial")
+
+    def file(self, digest: str) -> str:
+        """Where a blob is, or would be."""
+        algorithm, _, value = check_digest(digest, "blob").partition(":")
+        return os.path.join(self.path, "blobs", algorithm, value)
+
+    def has(self, digest: str) -> bool:
+        """Is it there?"""
+        return os.path.isfile(self.file(digest))
+
+    def open_blob(self, digest: str) -> IO[bytes]:
+        """
+        Open it for reading.
+
+        Raises:
+            ImageError: It is not there.
+        """
+        try:
+            return open(self.file(digest), "rb")
+        except FileNotFoundError:
+            raise ImageError("it is not in the store", digest) from None
+
+    def read(self, digest: str, limit: int) -> bytes:
+        """
+        Read a small one.
+
+        Raises:
+            ImageError: It is not there, larger than *limit* bytes, or not what its digest says.
+        """
+        with self.open_blob(digest) as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise ImageError(f"it has more than {limit} bytes", digest)
+        if _hash(digest, raw) != digest:
+            raise ImageError(
+                "what is in the store is not what its digest says: fsck(repair=True) takes it away", digest
+            )
+        return raw
+
+    def add(self, raw: bytes) -> str:
+        """Put some bytes there; returns their digest."""
+        digest, _ = self.add_written(lambda write: write(raw))
+        return digest
+
+    def add_written(self, fill: Callable[[Write], object]) -> tuple[str, int]:
+        """Put there what *fill* writes; returns its digest and its size."""
+        found = hashlib.sha256()
+        size = 0
+        name = os.path.join(self._partial, f"new-{os.getpid()}-{os.urandom(8).hex()}")
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # As long as it is locked nobody takes it for a remainder.
+            locks.try_(fd)
+            with open(fd, "wb", closefd=False) as file:
+
+                def write(data: bytes) -> int:
+                    nonlocal size
+                    found.update(data)
+                    size += len(data)
+                    return file.write(data)
+
+                fill(write)
+            digest = f"sha256:{found.hexdigest()}"
+            self._finish(fd, name, digest)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        finally:
+            os.close(fd)
+        return digest, size
+
+    def _finish(self, fd: int, name: str, digest: str) -> None:
+        os.fchmod(fd, 0o444)
+        os.fsync(fd)
+        target = self.file(digest)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.rename(name, target)
+        sync_folder(os.path.dirname(target))
+
+    def fetch(
+        self,
+        descriptor: Descriptor,
+        download: Download,
+        *,
+        cancelled: Cancelled = never,
+    ) -> bool:
+        """
+        Have a blob there, and get it by *download* where it is missing.
+
+        Of all programs and threads that want it one gets it, the others wait. What was got before an
+        interruption stays for the next one, which goes on from there.
+
+        Returns:
+            Whether it was downloaded here.
+
+        Raises:
+            ImageError: What came is not what the digest says, or has another size.
+        """
+        digest, size = descriptor.digest, descriptor.size
+        if self.has(digest):
+            return False
+        name = os.path.join(self._partial, digest.replace(":", "-"))
+        fd = locks.take(name, cancelled=cancelled)
+        try:
+            if self.has(digest):
+                # Somebody else was quicker.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+                return False
+            try:
+                sink = Sink(fd, descriptor, cancelled)
+                if sink.offset < descriptor.size:
+                    download(sink, sink.offset)
+                sink.check()
+            except _WrongError as error:
+                os.ftruncate(fd, 0)
+                raise ImageError(str(error), digest) from None
+            self._finish(fd, name, digest)
+        finally:
+            os.close(fd)
+        return True
+
+
+class Sink:
+    """
+    What a download is written to: checked while it comes.
+
+    Attributes:
+        offset: How many bytes are there.
+    """
+
+    def __init__(self, fd: int, descriptor: Descriptor, cancelled: Cancelled) -> None:
+        self._fd = fd
+        self._wanted = descriptor
+        self._hash = hashlib.new(descriptor.digest.partition(":")[0])
+        self.offset = 0
+        if os.fstat(fd).st_size > descriptor.size:
+            os.ftruncate(fd, 0)
+        # What is there from before an interruption is a part of it, if it is right.
+        while data := os.pread(fd, _CHUNK, self.offset):
+            cancelled()
+            self._hash.update(data)
+            self.offset += len(data)
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append some bytes."""
+        size = len(data)
+        if self.offset + size > self._wanted.size:
+            raise _WrongError(f"it has more than the {self._wanted.size} bytes that were said")
+        self._hash.update(data)
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._fd, view, self.offset)
+            self.offset += written
+            view = view[written:]
+        return size
+
+    def restart(self) -> None:
+        """Begin anew: the sender begins at the beginning."""
+        os.ftruncate(self._fd, 0)
+        self._hash = hashlib.new(self._wanted.digest.partition(":")[0])
+        self.offset = 0
+
+    def check(self) -> None:
+        """Raises: ImageError: It is not whole. _WrongError: It is, and wrong."""
+        if self.offset < self._wanted.size:
+            raise ImageError(
+                f"it ended after {self.offset} of {self._wanted.size} bytes", self._wanted.digest
+            )
+        if self._hash.hexdigest() != self._wanted.digest.partition(":")[2]:
+            raise _WrongError("what came is not what the digest says")
+
+
+class _WrongError(Exception):
+    """What was downloaded is wrong, and must not be gone on with."""
+
+
+def _hash(like: str, raw: bytes) -> str:
+    algorithm = like.partition(":")[0]
+    return f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}"
+
+
+def sync_folder(path: str) -> None:
+    """Have the names in a folder on disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: str, raw: bytes, partial: str) -> None:
+    """Write a small file in one go, by way of the folder *partial* on the same file system."""
+    name = os.path.join(partial, f"new-{os.getpid()}-{os.urandom(8).hex()}")
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        locks.try_(fd)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(raw)
+        os.fsync(fd)
+        os.rename(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    finally:
+        os.close(fd)
+    sync_folder(os.path.dirname(path))
+
+
+__all__ = ["Blobs", "Download", "Sink", "sync_folder", "write_file"]

@@ -1,0 +1,363 @@
+"""
+The store: an OCI image layout, and beside it what is unpacked, what is used, and what is half done.
+
+Several programs use one at once. What is added is safe from `prune` while `growing` or a lease is
+held; names change under a lock; everything is written under another name and renamed.
+
+Spec: image-spec image-layout.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sandboxlib.errors import ImageError, StateError
+from sandboxlib.image import locks, model, platform, trees
+from sandboxlib.image.blobs import Blobs, write_file
+from sandboxlib.image.leases import Lease, lease, leased
+from sandboxlib.image.locks import Cancelled, never
+from sandboxlib.image.model import Descriptor, ImageConfig, Index, Manifest, Platform
+from sandboxlib.reference import Reference, is_digest
+
+if TYPE_CHECKING:
+    from sandboxlib.image.fsck import Fault
+    from sandboxlib.image.owner import Owner
+    from sandboxlib.image.progress import Progress
+    from sandboxlib.image.prune import Pruned, Usage
+
+FOLDERS = ("blobs/sha256", "layers", "leases", "locks", "partial", "removed")
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_ID = re.compile(r"(?:sha256:)?[0-9a-f]{4,64}", re.ASCII)
+#: Bytes of index.json: some hundred thousand names.
+_MAX_INDEX = 64 << 20
+
+
+class Store(Blobs):
+    """
+    A store below the folder *path*, which is made where it is missing.
+
+    Raises:
+        ImageError: The folder is a layout of another version.
+        OSError: It cannot be made.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        for folder in FOLDERS:
+            os.makedirs(os.path.join(path, folder), mode=0o755, exist_ok=True)
+        layout = os.path.join(path, "oci-layout")
+        try:
+            with open(layout, "rb") as file:
+                version = model.decode(file.read(4096), _Layout, layout).version
+        except FileNotFoundError:
+            write_file(layout, _LAYOUT, self._partial)
+            return
+        if not version.startswith("1."):
+            raise ImageError(f"it is a layout of version {version!r}, and 1.0.0 is known", path)
+
+    # ---- against each other ---------------------------------------------------------------
+
+    def growing(self, cancelled: Cancelled = never) -> AbstractContextManager[None]:
+        """Nothing is pruned while the block runs: what was added is about to be named."""
+        return locks.held(os.path.join(self.path, "locks/store"), shared=True, cancelled=cancelled)
+
+    def shrinking(self, cancelled: Cancelled = never) -> AbstractContextManager[None]:
+        """Nobody adds anything, or begins to use it, while the block runs."""
+        return locks.held(os.path.join(self.path, "locks/store"), cancelled=cancelled)
+
+    def lease(self, image: Descriptor) -> Lease:
+        """
+        Keep an image, its blobs and its unpacked layers, until the lease is closed or this program ends.
+
+        Raises:
+            ImageError: It is not in the store, or not whole.
+        """
+        with self.growing():
+            return lease(os.path.join(self.path, "leases"), self.needed(image))
+
+    def lease_of(self, digests: Iterable[str]) -> Lease:
+        """Keep what has these digests, whether it is there or still to come."""
+        with self.growing():
+            return lease(os.path.join(self.path, "leases"), digests)
+
+    def leased(self) -> set[str]:
+        """All digests that somebody uses; to be asked while the store is `shrinking`."""
+        return leased(os.path.join(self.path, "leases"))
+
+    # ---- names ----------------------------------------------------------------------------
+
+    def index(self) -> tuple[Descriptor, ...]:
+        """
+        What the store has, each name once, and what has none.
+
+        Raises:
+            ImageError: index.json cannot be read.
+        """
+        path = os.path.join(self.path, "index.json")
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(_MAX_INDEX)
+        except FileNotFoundError:
+            return ()
+        return model.decode(raw, Index, path).manifests
+
+    @contextmanager
+    def changing(self) -> Iterator[list[Descriptor]]:
+        """Change the index: the list is what will be in it."""
+        with locks.held(os.path.join(self.path, "locks/index")):
+            entries = list(self.index())
+            before = tuple(entries)
+            yield entries
+            if tuple(entries) != before or not os.path.exists(os.path.join(self.path, "index.json")):
+                raw = model.encode(Index(2, tuple(entries), media_type=model.OCI_INDEX))
+                write_file(os.path.join(self.path, "index.json"), raw, self._partial)
+
+    def names(self) -> list[tuple[str, Descriptor]]:
+        """Each name with its image, which may be an index; "" for an image that has none."""
+        return [(name_of(entry), entry) for entry in self.index()]
+
+    def tag(self, reference: Reference | str, image: Descriptor) -> None:
+        """Give an image a name, taken from whatever had it; "" for none at all."""
+        name = str(reference)
+        entry = msgspec.structs.replace(image, annotations={model.REF_NAME: name} if name else None)
+        with self.changing() as entries:
+            kept = [
+                each
+                for each in entries
+                # One without a name is there for its content: a name makes that more.
+                if (name_of(each) != name if name else True)
+                and (name_of(each) or each.digest != image.digest)
+            ]
+            moved = [
+                each for each in entries if name and name_of(each) == name and each.digest != image.digest
+            ]
+            for each in moved:
+                if not any(other.digest == each.digest for other in kept):
+                    kept.append(msgspec.structs.replace(each, annotations=None))
+            entries[:] = [*kept, entry]
+
+    def remove(self, name: str) -> bool:
+        """
+        Take a name, or with a digest or an ID all names, from an image; with its last one it goes.
+
+        Raises:
+            StateError: It would go, and somebody uses it.
+
+        Returns:
+            Whether there was one.
+        """
+        from sandboxlib.image.prune import drop
+
+        return drop(self, name)
+
+    def find(self, name: str) -> tuple[str, Descriptor] | None:
+        """
+        Look an image up by its name, its digest, its ID, or the first characters of that.
+
+        Returns:
+            Its name, or "" if it was not by that; and the image, which may be an index.
+
+        Raises:
+            ImageError: Several have IDs that begin so.
+            SpecError: It is none of these.
+        """
+        if not is_digest(name):
+            reference = Reference.parse(name, "name") if not _bare(name) else None
+            if reference is not None and (found := self.resolve(reference)) is not None:
+                return str(reference), found
+        if _ID.fullmatch(name):
+            found = self._by_id(name.removeprefix("sha256:"))
+            return None if found is None else ("", found)
+        return None
+
+    def resolve(self, reference: Reference) -> Descriptor | None:
+        """What has this name, or the digest in it; None if nothing has."""
+        if reference.digest:
+            return self._by_digest(reference.digest)
+        name = str(reference)
+        return next((entry for entry in self.index() if name_of(entry) == name), None)
+
+    def _by_digest(self, digest: str) -> Descriptor | None:
+        for entry in self.index():
+            if entry.digest == digest:
+                return entry
+            if entry.media_type in model.INDEXES:
+                for inner in self._inner(entry):
+                    if inner.digest == digest and self.has(digest):
+                        return inner
+        return None
+
+    def _by_id(self, start: str) -> Descriptor | None:
+        found: dict[str, Descriptor] = {}
+        for entry in self.index():
+            for each in (entry, *(self._inner(entry) if entry.media_type in model.INDEXES else ())):
+                if not self.has(each.digest):
+                    continue
+                digests = [each.digest]
+                if each.media_type not in model.INDEXES:
+                    digests.append(self.manifest(each).config.digest)
+                if any(digest.partition(":")[2].startswith(start) for digest in digests):
+                    found.setdefault(each.digest, each)
+        if len(found) > 1:
+            raise ImageError(f"{len(found)} images have an ID that begins so", start)
+        return next(iter(found.values()), None)
+
+    # ---- documents ------------------------------------------------------------------------
+
+    def document(self, found: Descriptor) -> Manifest | Index:
+        """
+        Read a manifest or an index.
+
+        Raises:
+            ImageError: It is not there, or not as it has to be.
+        """
+        raw = self.read(found.digest, model.MAX_MANIFEST)
+        return model.decode_manifest(raw, found.media_type, found.digest)
+
+    def _inner(self, index: Descriptor) -> tuple[Descriptor, ...]:
+        document = self.document(index) if self.has(index.digest) else None
+        return document.manifests if isinstance(document, Index) else ()
+
+    def image(self, found: Descriptor, wanted: Platform | None = None) -> Descriptor:
+        """
+        Return the image for one platform: *found* itself, or what it lists for that.
+
+        Raises:
+            ImageError: There is none for it.
+        """
+        for _ in range(4):
+            document = self.document(found)
+            if isinstance(document, Manifest):
+                return found
+            found = platform.choose(document, wanted or platform.own(), found.digest)
+        raise ImageError("it is an index of indexes without an end", found.digest)
+
+    def manifest(self, image: Descriptor) -> Manifest:
+        """
+        Read the manifest of an image.
+
+        Raises:
+            ImageError: It is not there, or not an image's.
+        """
+        document = self.document(image)
+        if not isinstance(document, Manifest):
+            raise ImageError("it is an index, not one image", image.digest)
+        return document
+
+    def config(self, manifest: Manifest) -> ImageConfig:
+        """
+        Read the configuration of an image.
+
+        Raises:
+            ImageError: It is not there, or not an image's.
+        """
+        wanted = manifest.config
+        if wanted.media_type not in model.CONFIGS:
+            kind = manifest.artifact_type or wanted.media_type
+            raise ImageError(f"it is no image but an artifact of type {kind!r}", wanted.digest)
+        config = model.decode_config(self.read(wanted.digest, model.MAX_CONFIG), wanted.digest)
+        if len(config.rootfs.diff_ids) != len(manifest.layers):
+            raise ImageError(
+                f"it lists {len(config.rootfs.diff_ids)} layers, and its manifest {len(manifest.layers)}",
+                wanted.digest,
+            )
+        return config
+
+    def needed(self, found: Descriptor) -> set[str]:
+        """
+        The digests of all that an image or an index needs: documents, blobs, layers by what is in them.
+
+        Of an index only what is there counts.
+
+        Raises:
+            ImageError: A document is missing.
+        """
+        document = self.document(found)
+        digests = {found.digest}
+        if isinstance(document, Index):
+            for inner in document.manifests:
+                if self.has(inner.digest):
+                    digests |= self.needed(inner)
+            return digests
+        digests |= {document.config.digest, *(layer.digest for layer in document.layers)}
+        if document.config.media_type in model.CONFIGS:
+            digests |= set(self.config(document).rootfs.diff_ids)
+        return digests
+
+    # ---- layers ---------------------------------------------------------------------------
+
+    def layer_folder(self, owner: Owner, diff_id: str) -> str:
+        """Where the files of a layer are, or would be."""
+        return os.path.join(trees.folder(self, owner, diff_id), "fs")
+
+    def unpack(
+        self,
+        manifest: Manifest,
+        config: ImageConfig,
+        owner: Owner,
+        *,
+        progress: Callable[[Progress], object] | None = None,
+        cancelled: Cancelled = never,
+    ) -> tuple[str, ...]:
+        """
+        Unpack the layers of an image that are not yet.
+
+        Returns:
+            The folders with their files, the topmost layer first.
+
+        Raises:
+            ImageError: A layer is missing, or not what the configuration says.
+            ViolationError: One is hostile.
+        """
+        return trees.unpack_all(self, manifest, config, owner, progress=progress, cancelled=cancelled)
+
+    # ---- upkeep ---------------------------------------------------------------------------
+
+    def prune(self, *, all: bool = False) -> Pruned:  # noqa: A002 - as in docker image prune
+        """Remove images without a name, or *all* that nobody uses, and whatever no image needs."""
+        from sandboxlib.image.prune import prune
+
+        return prune(self, every=all)
+
+    def usage(self) -> Usage:
+        """How much is where on disk."""
+        from sandboxlib.image.prune import usage
+
+        return usage(self)
+
+    def fsck(self, *, repair: bool = False) -> tuple[Fault, ...]:
+        """Check that all is as it has to be; with *repair*, take away what is not."""
+        from sandboxlib.image.fsck import fsck
+
+        return fsck(self, repair=repair)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path}>"
+
+
+class _Layout(msgspec.Struct):
+    version: str = msgspec.field(name="imageLayoutVersion")
+
+
+def name_of(entry: Descriptor) -> str:
+    """The name of an entry of the index; "" if it has none."""
+    return (entry.annotations or {}).get(model.REF_NAME, "")
+
+
+def _bare(name: str) -> bool:
+    """Is it 64 characters that can only be an ID?"""
+    return re.fullmatch(r"[0-9a-f]{64}", name, re.ASCII) is not None
+
+
+__all__ = ["StateError", "Store", "name_of", "partial"]

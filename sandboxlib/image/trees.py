@@ -1,0 +1,213 @@
+"""
+Layers that are unpacked: each once, by the digest of what is in it, for each way to own files.
+
+A layer is made under another name and renamed when it is whole. That it is on disk, and not only in
+memory, costs seconds to wait for; so it is noted in which boot it was made. If the machine stops
+before the kernel has written it, the next boot sees the note and unpacks it anew.
+
+Kernel: proc_sys_kernel(5), random/boot_id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from sandboxlib.errors import ImageError
+from sandboxlib.image import locks
+from sandboxlib.image.blobs import write_file
+from sandboxlib.image.locks import Cancelled
+from sandboxlib.image.progress import Progress
+from sandboxlib.kernel.files import sync_filesystem
+
+if TYPE_CHECKING:
+    from sandboxlib.image.model import Descriptor, ImageConfig, Manifest
+    from sandboxlib.image.owner import Owner
+    from sandboxlib.image.store import Store
+
+#: Seconds after which the kernel has written what is in memory: vm.dirty_expire_centisecs and the
+#: journal's interval, twice over. Then making sure of it costs next to nothing.
+SETTLED = 90
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def folder(store: Store, owner: Owner, diff_id: str) -> str:
+    """Where a layer is, or would be: ``fs`` in it is its tree, ``layer.json`` what is known of it."""
+    return os.path.join(store.path, "layers", owner.key, diff_id.replace(":", "-"))
+
+
+@lru_cache(1)
+def boot() -> str:
+    """The number of this boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def known(path: str) -> dict[str, object]:
+    """What is known of the layer at *path*; {} if nothing is, or it may not have outlived a power cut."""
+    try:
+        with open(os.path.join(path, "layer.json"), "rb") as file:
+            found = json.loads(file.read(1 << 16))
+    except (FileNotFoundError, ValueError):
+        return {}
+    if not isinstance(found, dict) or found.get("boot") not in (None, boot()):
+        return {}
+    return found
+
+
+def unpack_all(
+    store: Store,
+    manifest: Manifest,
+    config: ImageConfig,
+    owner: Owner,
+    *,
+    progress: Callable[[Progress], object] | None,
+    cancelled: Cancelled,
+) -> tuple[str, ...]:
+    """Unpack the layers that are missing, from the lowest; returns the folders, the topmost first."""
+    done: list[str] = []
+    for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True):
+        unpack_one(store, layer, diff_id, owner, done[::-1], progress=progress, cancelled=cancelled)
+        done.append(store.layer_folder(owner, diff_id))
+    return tuple(dict.fromkeys(done[::-1]))
+
+
+def unpack_one(
+    store: Store,
+    layer: Descriptor,
+    diff_id: str,
+    owner: Owner,
+    lowers: Sequence[str],
+    *,
+    progress: Callable[[Progress], object] | None,
+    cancelled: Cancelled,
+) -> None:
+    """Unpack one layer on top of *lowers*, the topmost first, if it is not yet."""
+    path = folder(store, owner, diff_id)
+    if found := known(path):
+        _settle(store, path, found)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if owner.kind == "range":
+        _note_owner(store, owner)
+    lock = os.path.join(store.path, "locks", f"{owner.key}-{os.path.basename(path)}")
+    with locks.held(lock, cancelled=cancelled):
+        if known(path):
+            return
+        with contextlib.suppress(FileNotFoundError):
+            # Half of one that a power cut has left, or what somebody has damaged.
+            discard(store, path, owner)
+        # Whoever prunes waits, so what he finds half done is nobody's.
+        with store.growing(cancelled):
+            _make(store, layer, diff_id, owner, lowers, path, progress=progress, cancelled=cancelled)
+
+
+def _make(
+    store: Store,
+    layer: Descriptor,
+    diff_id: str,
+    owner: Owner,
+    lowers: Sequence[str],
+    path: str,
+    *,
+    progress: Callable[[Progress], object] | None,
+    cancelled: Cancelled,
+) -> None:
+    from sandboxlib.image.unpack import unpack
+
+    def tell(read: int) -> None:
+        if progress is not None:
+            progress(Progress("unpacking", "", layer.digest, read, layer.size))
+
+    name = f"new-{os.getpid()}-{os.urandom(8).hex()}"
+    made = os.path.join(os.path.dirname(path), name)
+    os.mkdir(made, 0o755)
+    try:
+        with _opened(lowers) as below, store.open_blob(layer.digest) as blob:
+            os.mkdir(os.path.join(made, "fs"), 0o755)
+            fd = os.open(os.path.join(made, "fs"), _FOLDER)
+            try:
+                found = unpack(blob, fd, owner, lowers=below, progress=tell, cancelled=cancelled)
+            finally:
+                os.close(fd)
+        if found.diff_id != diff_id:
+            raise ImageError(
+                f"what is in it has the digest {found.diff_id}, and the configuration says {diff_id}",
+                layer.digest,
+            )
+        facts = {"diff_id": diff_id, "size": found.size, "files": found.files, "boot": boot()}
+        with open(os.path.join(made, "layer.json"), "w", encoding="ascii") as file:
+            json.dump(facts, file)
+        os.rename(made, path)
+    except BaseException:
+        discard(store, made, owner)
+        raise
+
+
+def _note_owner(store: Store, owner: Owner) -> None:
+    """Who owns the layers here, for whoever is to remove them."""
+    path = os.path.join(store.path, "layers", owner.key, "owner.json")
+    if not os.path.exists(path):
+        raw = json.dumps({"uid_map": owner.uid_map, "gid_map": owner.gid_map}).encode()
+        write_file(path, raw, os.path.join(store.path, "partial"))
+
+
+@contextmanager
+def _opened(paths: Sequence[str]) -> Iterator[list[int]]:
+    fds: list[int] = []
+    try:
+        for path in paths:
+            fds.append(os.open(path, _FOLDER))  # noqa: PERF401 - what is open is closed if a later one fails
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _settle(store: Store, path: str, found: dict[str, object]) -> None:
+    """Take the note of the boot away, once the layer is on disk."""
+    note = os.path.join(path, "layer.json")
+    if found.get("boot") is None or time.time() - os.stat(note).st_mtime < SETTLED:
+        return
+    fd = os.open(path, _FOLDER)
+    try:
+        sync_filesystem(fd)
+    finally:
+        os.close(fd)
+    facts = {name: value for name, value in found.items() if name != "boot"}
+    write_file(note, json.dumps(facts).encode(), os.path.join(store.path, "partial"))
+
+
+def discard(store: Store, path: str, owner: Owner) -> None:
+    """
+    Remove a layer, whatever is in it.
+
+    It is out of the way at once; if the program ends before the rest is done, `prune` goes on.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    name = f"{owner.key}-{os.urandom(8).hex()}"
+    os.rename(path, os.path.join(store.path, "removed", name))
+    empty(store, name, owner)
+
+
+def empty(store: Store, name: str, owner: Owner) -> None:
+    """Remove *name* in the folder for what is to be removed."""
+    from sandboxlib.image.unpack import remove_tree
+
+    fd = os.open(os.path.join(store.path, "removed"), _FOLDER)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(fd, name, owner)
+    finally:
+        os.close(fd)
+
+
+__all__ = ["boot", "discard", "empty", "folder", "known", "unpack_all", "unpack_one"]
