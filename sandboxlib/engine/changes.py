@@ -13,10 +13,11 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.engine.files import Owners, requests
+from sandboxlib.engine.lowers import WHY, Layers, is_whiteout, opaque
 from sandboxlib.engine.outside import GIVEN, outside
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.storage import lowers
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
 
 Pair = Callable[[int, int], tuple[int, int]]
-
-_WHY = "see what has changed"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 async def changes(engine: Engine) -> list[Change]:
@@ -56,7 +54,7 @@ async def changes(engine: Engine) -> list[Change]:
     owners = Owners(engine.pid)
     if rootfs.kind in ("host", "empty"):
         async with requests(engine) as asked:
-            await asked.ask(opening(AT_FDCWD, b"/", O_PATH | O_DIRECTORY, _WHY, out=TOP, links=True))
+            await asked.ask(opening(AT_FDCWD, b"/", O_PATH | O_DIRECTORY, WHY, out=TOP, links=True))
             return await _against_plan(asked, TOP, engine.plan.steps, owners.pair)
     _written_apart(rootfs)
     if rootfs.kind == "directory":
@@ -69,7 +67,7 @@ async def changes(engine: Engine) -> list[Change]:
     try:
         async with Session(engine, upper) as session:
             view = _Upper(Requests(session), Session.GIVEN, engine.host.privileged, owners.pair, below, made)
-            return await view.against(lowers(rootfs, engine.scratch))
+            return await view.against(lowers(rootfs, engine.scratch), based=rootfs.kind == "image")
     finally:
         os.close(upper)
 
@@ -89,7 +87,7 @@ async def of_tree(waiter: Waiter, opened: OpenRootfs) -> list[Change]:
     try:
         async with outside(waiter, host, upper) as asked:
             view = _Upper(asked, GIVEN, host.privileged, _as_is, _as_is, set())
-            return await view.against(lowers(rootfs, opened.scratch))
+            return await view.against(lowers(rootfs, opened.scratch), based=rootfs.kind == "image")
     finally:
         os.close(upper)
 
@@ -124,7 +122,7 @@ def _open_upper(scratch: int) -> int:
     try:
         return os.open("upper", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)
     except OSError as error:
-        raise KernelError(error.errno or 0, f'openat({scratch}, "upper")', _WHY) from None
+        raise KernelError(error.errno or 0, f'openat({scratch}, "upper")', WHY) from None
 
 
 # ---- a root that we made ------------------------------------------------------------------
@@ -160,7 +158,7 @@ async def _against_plan(asked: Requests, top: int, steps: tuple[Step, ...], owne
     folders = [b""]
     device = -1
     for path in folders:
-        fd = await asked.descriptor(opening(top, path, O_RDONLY | O_DIRECTORY, _WHY, out=FOLDER))
+        fd = await asked.descriptor(opening(top, path, O_RDONLY | O_DIRECTORY, WHY, out=FOLDER))
         try:
             if not path:
                 device = os.fstat(fd).st_dev
@@ -195,7 +193,7 @@ async def _differs(
     if entry.st_size != len(planned.content):
         return True
     flags = O_PATH if modes.S_ISLNK(entry.st_mode) else O_RDONLY
-    file = await asked.descriptor(opening(FOLDER, name, flags | O_NOFOLLOW, _WHY))
+    file = await asked.descriptor(opening(FOLDER, name, flags | O_NOFOLLOW, WHY))
     try:
         if modes.S_ISLNK(entry.st_mode):
             return os.readlink(b"", dir_fd=file) != planned.content
@@ -214,7 +212,7 @@ async def _entries(asked: Requests, fd: int) -> list[tuple[bytes, os.stat_result
             continue  # removed in between
         except PermissionError:
             # A folder of a subordinate user's: the helper may look where the program may not.
-            found.append((name, await asked.kind(FOLDER, name, _WHY)))
+            found.append((name, await asked.kind(FOLDER, name, WHY)))
     return found
 
 
@@ -223,10 +221,6 @@ def _sorted(found: list[tuple[bytes, str]]) -> list[Change]:
 
 
 # ---- an overlay ---------------------------------------------------------------------------
-
-
-def _is_whiteout(found: os.stat_result) -> bool:
-    return modes.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
 class _Upper:
@@ -250,16 +244,18 @@ class _Upper:
         self.below = below
         self.made = made
         self._found: list[tuple[bytes, str]] = []
+        self._base = -1
 
-    async def against(self, lower: tuple[str, ...]) -> list[Change]:
-        """Compare it with the folders *lower*, the topmost first."""
+    async def against(self, lower: tuple[str, ...], *, based: bool) -> list[Change]:
+        """Compare it with the folders *lower*, the topmost first; *based*: that one is the sandbox's own."""
         fds: list[int] = []
         try:
             for path in lower:
                 try:
                     fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
                 except OSError as error:
-                    raise KernelError(error.errno or 0, f'open("{path}")', _WHY) from None
+                    raise KernelError(error.errno or 0, f'open("{path}")', WHY) from None
+            self._base = fds[0] if based else -1
             await self._folder(b"", tuple(fds))
         finally:
             for fd in fds:
@@ -271,9 +267,9 @@ class _Upper:
         folders: list[tuple[bytes, tuple[int, ...]]] = [(first, lowers)]
         for path, tops in folders:
             fd = await self._asked.descriptor(
-                opening(self.top, path, O_RDONLY | O_DIRECTORY, _WHY, out=FOLDER)
+                opening(self.top, path, O_RDONLY | O_DIRECTORY, WHY, out=FOLDER)
             )
-            layers = _Layers(self._mark)
+            layers = Layers(self._mark, self._base)
             try:
                 layers.open(tops, path)
                 names = set()
@@ -292,7 +288,7 @@ class _Upper:
                 os.close(fd)
 
     def _judge(self, path: bytes, entry: os.stat_result, under: os.stat_result | None) -> None:
-        if _is_whiteout(entry):
+        if is_whiteout(entry):
             if under is not None:
                 self._found.append((path, "deleted"))
         elif under is None:
@@ -309,91 +305,12 @@ class _Upper:
     async def _opaque(self, fd: int) -> bool:
         """Does the folder hide what is below it?"""
         if self._privileged:
-            return _opaque(fd, self._mark)
+            return opaque(fd, self._mark)
         # Of a subordinate user's folder only the helper may ask. No other value has one byte.
         call = Call(
-            "fgetxattr", (FOLDER, self._mark, bytes(8), 1), _WHY, ignore=(errno.ENODATA, errno.EOPNOTSUPP)
+            "fgetxattr", (FOLDER, self._mark, bytes(8), 1), WHY, ignore=(errno.ENODATA, errno.EOPNOTSUPP)
         )
         return (await self._asked.ask(call)).value == 1
-
-
-def _opaque(fd: int, mark: str) -> bool:
-    try:
-        return os.getxattr(fd, mark) == b"y"
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return False
-        raise KernelError(error.errno or 0, f'fgetxattr({fd}, "{mark}")', _WHY) from None
-
-
-class _Layers:
-    """One folder of the layers below, as the overlay shows it: the topmost first."""
-
-    def __init__(self, mark: str) -> None:
-        self._mark = mark
-        # (the layer's number, the folder), as far down as they show through.
-        self._open: list[tuple[int, int]] = []
-
-    def open(self, tops: tuple[int, ...], path: bytes) -> None:
-        """Open the folder *path* in each of the layers *tops* that shows through."""
-        for top in tops:
-            fd = _descend(top, path)
-            if fd < 0:
-                continue
-            self._open.append((top, fd))
-            if path and _opaque(fd, self._mark):
-                break
-
-    def close(self) -> None:
-        """Close what is open."""
-        for _, fd in self._open:
-            os.close(fd)
-
-    def look(self, name: bytes) -> tuple[os.stat_result | None, tuple[int, ...]]:
-        """What *name* is, and the layers in which it is a folder that is merged with those above."""
-        first: os.stat_result | None = None
-        folders: list[int] = []
-        for top, fd in self._open:
-            try:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise KernelError(error.errno or 0, f"fstatat({fd}, {name!r})", _WHY) from None
-            if modes.S_ISDIR(found.st_mode) and not (first and not folders):
-                first = first or found
-                folders.append(top)
-                continue
-            if not _is_whiteout(found) and first is None:
-                first = found
-            break
-        return first, tuple(folders)
-
-    def names(self) -> Iterator[bytes]:
-        """All names, each once, without those that are whited out."""
-        listed: set[bytes] = set()
-        for _, fd in self._open:
-            for name in map(os.fsencode, os.listdir(fd)):
-                if name not in listed:
-                    listed.add(name)
-                    if self.look(name)[0] is not None:
-                        yield name
-
-
-def _descend(top: int, path: bytes) -> int:
-    """Open the folder *path* below *top*; -1 if it is no more. Links in a layer are not followed."""
-    fd = os.dup(top)
-    for part in filter(None, path.split(b"/")):
-        try:
-            below = os.open(part, _FOLDER, dir_fd=fd)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return -1
-            raise KernelError(error.errno or 0, f"openat({fd}, {part!r})", _WHY) from None
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
 
 
 __all__ = ["at", "changes", "of_tree"]

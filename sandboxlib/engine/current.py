@@ -77,7 +77,8 @@ def resolve(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
         return spec, owner.host
     rootfs = spec.rootfs
     for field, paths in (("rootfs.path", (rootfs.path,)), ("rootfs.lower", rootfs.lower)) if rootfs else ():
-        for path in paths:
+        # Those of an image are the store's, which a plan may name before they are unpacked.
+        for path in paths if rootfs.kind != "image" else ():
             if path is not None and not os.path.isdir(path):
                 raise SpecError(field, path, "a folder that exists")
     files, mounts = [], []

@@ -91,7 +91,8 @@ def facts(store: Store, reference: str, image: Descriptor) -> Facts:
         for step in config.history or ()
     )
     platform = "/".join(filter(None, (config.os, config.architecture, config.variant)))
-    shown = {} if config.config is None else msgspec.to_builtins(config.config)
+    # As plain lists and mappings.
+    shown = {} if config.config is None else msgspec.json.decode(msgspec.json.encode(config.config))
     return Facts(
         reference,
         image.digest,

@@ -164,9 +164,9 @@ class _Kind(msgspec.Struct, rename="camel"):
 
     schema_version: int = 0
     media_type: str | None = None
-    manifests: msgspec.Raw | None = None
-    config: msgspec.Raw | None = None
-    fs_layers: msgspec.Raw | None = None
+    manifests: Any = None
+    config: Any = None
+    fs_layers: Any = None
 
 
 def decode(raw: bytes, kind: type[T], what: str) -> T:

@@ -143,7 +143,7 @@ def _worker(
         task = {**task, "fds": fds, "answer": answering, "data": writing, "owner": attrs.asdict(owner)}
         script = f"import sys; sys.path[:] = {sys.path!r}\nfrom sandboxlib.image.worker import main; main()"
         process = subprocess.Popen(
-            [sys.executable, "-S", "-c", script, json.dumps(task)],
+            [sys.executable, "-I", "-c", script, json.dumps(task)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
