@@ -166,7 +166,7 @@ class _Lines:
 
 def login_(options: argparse.Namespace) -> int:
     """Carry out ``login``."""
-    from sandboxlib.image import transfer
+    from sandboxlib.image import registry
 
     username = options.username
     if username is None:
@@ -179,16 +179,16 @@ def login_(options: argparse.Namespace) -> int:
         password = getpass.getpass()
     else:
         raise SpecError("--password-stdin", False, "given where stdin is no terminal")
-    file = transfer.login(options.registry, username, password, insecure=options.insecure, ca=options.ca)
+    file = registry.login(options.registry, username, password, insecure=options.insecure, ca=options.ca)
     print_(f"kept in {file}")
     return 0
 
 
 def logout_(options: argparse.Namespace) -> int:
     """Carry out ``logout``."""
-    from sandboxlib.image import transfer
+    from sandboxlib.image import registry
 
-    found = transfer.logout(options.registry)
+    found = registry.logout(options.registry)
     print_(f"forgotten: {options.registry}" if found else f"nothing was known of {options.registry}")
     return 0
 

@@ -59,7 +59,7 @@ class AnyImage:
     @classmethod
     def of(cls, facts: Facts) -> Self:
         """The value for what the store knows."""
-        return cls(*facts)
+        return cls(**facts._asdict())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AnyImage) and self.digest == other.digest

@@ -23,7 +23,7 @@ from sandboxlib.reference import Reference, is_digest
 
 if TYPE_CHECKING:
     from sandboxlib.alone import OpenRootfs
-    from sandboxlib.images import Image
+    from sandboxlib.images import AnyImage
 
 RootfsKind = Literal["host", "directory", "overlay", "empty", "image"]
 
@@ -94,7 +94,7 @@ class Rootfs:
         paths: Iterable[str | os.PathLike[str]] = (),
         path: str | os.PathLike[str] | None = None,
         lower: Iterable[str | os.PathLike[str]] = (),
-        reference: str | Image | None = None,
+        reference: str | AnyImage | None = None,
         storage: str | os.PathLike[str] | None = None,
         size: int | str | None = None,
         nr_inodes: int | None = None,
@@ -219,7 +219,7 @@ class Rootfs:
     @classmethod
     def image(
         cls,
-        reference: str | Image,
+        reference: str | AnyImage,
         *,
         size: int | str | None = None,
         nr_inodes: int | None = None,
@@ -293,7 +293,7 @@ def image_reference(field: str, value: object) -> str:
         SpecError: It is neither, nor an `Image`.
     """
     module = sys.modules.get("sandboxlib.images")
-    if module is not None and isinstance(value, module.Image):
+    if module is not None and isinstance(value, module.AnyImage):
         return cast("str", value.digest)
     if not (isinstance(value, str) and is_digest(value)):
         Reference.parse(value, field)

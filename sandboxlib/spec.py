@@ -24,7 +24,7 @@ from sandboxlib.rootfs import Rootfs, image_reference
 from sandboxlib.security import Security, near
 
 if TYPE_CHECKING:
-    from sandboxlib.images import Image
+    from sandboxlib.images import AnyImage
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ class SandboxSpec:
     def __init__(
         self,
         *,
-        image: str | Image | None = None,
+        image: str | AnyImage | None = None,
         rootfs: Rootfs | None = None,
         memory: int | str | None = None,
         cpus: float | None = None,

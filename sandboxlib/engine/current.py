@@ -76,9 +76,10 @@ def resolve(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
     if spec.rootfs is None and not spec.mounts and spec.security is None:
         return spec, owner.host
     rootfs = spec.rootfs
-    for field, paths in (("rootfs.path", (rootfs.path,)), ("rootfs.lower", rootfs.lower)) if rootfs else ():
-        # Those of an image are the store's, which a plan may name before they are unpacked.
-        for path in paths if rootfs.kind != "image" else ():
+    # Those of an image are the store's, which a plan may name before they are unpacked.
+    lower = rootfs.lower if rootfs and rootfs.kind != "image" else ()
+    for field, paths in (("rootfs.path", (rootfs.path,)), ("rootfs.lower", lower)) if rootfs else ():
+        for path in paths:
             if path is not None and not os.path.isdir(path):
                 raise SpecError(field, path, "a folder that exists")
     files, mounts = [], []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
@@ -126,6 +126,12 @@ def planned(spec: SandboxSpec, host: Host) -> SandboxSpec:
         config = store.config(manifest)
         owner = owner_of(host, spec.namespace("user"))
         layers = tuple(store.layer_folder(owner, diff_id) for diff_id in reversed(config.rootfs.diff_ids))
+        user = (config.config.user if config.config is not None else "") or "0"
+        if user.strip("0123456789:") and not all(map(os.path.isdir, layers)):
+            raise ImageError(
+                f"who {user!r} is in it is known when it is unpacked: start it once",
+                name,
+            )
         return _settled(spec, found, lease, config.config, layers).spec
 
 
@@ -161,7 +167,7 @@ def _settled(
     if not layers:
         raise ImageError("it has no layers, so there is nothing to run", image.digest)
     rootfs = spec.rootfs
-    changes: dict[str, object] = {"image": None}
+    changes: dict[str, Any] = {"image": None}
     if rootfs is None:
         from sandboxlib.rootfs import Rootfs
 

@@ -65,13 +65,13 @@ def push(
     cancelled: Cancelled,
 ) -> str:
     """Send an image to a registry."""
-    from sandboxlib.image import transfer
+    from sandboxlib.image.push import push as send
 
     name = Reference.parse(target, "target")
     store = own_store()
     image = _found(store, digest)
     with store.lease(image):
-        return transfer.push(
+        return send(
             store,
             image,
             name,

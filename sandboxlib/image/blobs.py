@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable
-from typing import IO
+from typing import BinaryIO
 
 from sandboxlib.errors import ImageError
 from sandboxlib.image import locks
@@ -41,7 +41,7 @@ class Blobs:
         """Is it there?"""
         return os.path.isfile(self.file(digest))
 
-    def open_blob(self, digest: str) -> IO[bytes]:
+    def open_blob(self, digest: str) -> BinaryIO:
         """
         Open it for reading.
 
@@ -130,7 +130,7 @@ class Blobs:
         Raises:
             ImageError: What came is not what the digest says, or has another size.
         """
-        digest, size = descriptor.digest, descriptor.size
+        digest = descriptor.digest
         if self.has(digest):
             return False
         name = os.path.join(self._partial, digest.replace(":", "-"))

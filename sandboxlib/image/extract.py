@@ -209,10 +209,11 @@ class Extraction:
         left = iter(entry.pieces)
         offset = room = 0
         for part in tar.data():
-            while part:
+            rest = part
+            while rest:
                 while not room:
                     offset, room = next(left)
-                now, part = part[:room], part[room:]
+                now, rest = rest[:room], rest[room:]
                 os.lseek(fd, offset, os.SEEK_SET)
                 _write(fd, now)
                 offset, room = offset + len(now), room - len(now)
@@ -232,8 +233,9 @@ class Extraction:
             except FileNotFoundError:
                 below = self._folders.below(target)
                 if below is None:
+                    link = shown(entry.link)
                     raise ImageError(
-                        f"a layer has {shown(path)!r} as a hard link to {shown(entry.link)!r}, which is not there"
+                        f"a layer has {shown(path)!r} as a hard link to {link!r}, which is not there"
                     ) from None
                 self._copy_up(other, target[-1], below)
                 found = os.stat(target[-1], dir_fd=other, follow_symlinks=False)
@@ -272,8 +274,9 @@ class Extraction:
             fd = os.open(name, _NEW, 0o600, dir_fd=parent)
             try:
                 self.size += found.st_size
-                while sent := os.sendfile(fd, source, None, _COPY):  # type: ignore[arg-type]
-                    del sent
+                offset = 0
+                while sent := os.sendfile(fd, source, offset, _COPY):
+                    offset += sent
                 if self._owner.kind != "single":
                     os.fchown(fd, found.st_uid, found.st_gid)
                 os.fchmod(fd, stat.S_IMODE(found.st_mode))

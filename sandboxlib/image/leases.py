@@ -1,6 +1,4 @@
-"""
-Who uses what of a store: a file with a lock for each user, which the kernel drops with the program.
-"""
+"""Who uses what of a store: a file with a lock for each user, which the kernel drops with the program."""
 
 from __future__ import annotations
 

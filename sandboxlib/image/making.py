@@ -52,7 +52,7 @@ def config_of(config: Mapping[str, Any] | None, base: Config | None = None) -> C
     Raises:
         SpecError: There is no field of this name, or it has another type.
     """
-    if config is not None and not isinstance(config, Mapping):
+    if not isinstance(config, Mapping | None):
         raise SpecError("config", config, 'a mapping with OCI\'s names, such as {"Cmd": ["sh"]}')
     known = {field.encode_name for field in msgspec.structs.fields(Config)}
     for name in config or {}:
@@ -184,9 +184,9 @@ def _as_oci(layer: Descriptor) -> Descriptor:
     return msgspec.structs.replace(layer, media_type=names.get(layer.media_type, layer.media_type))
 
 
-def join(store: Store, settings: ImageConfig, layers: tuple[Descriptor, ...]) -> Descriptor:
-    """Put a configuration and a manifest into *store*."""
-    raw = model.encode(settings)
+def join(store: Store, settings: ImageConfig | bytes, layers: tuple[Descriptor, ...]) -> Descriptor:
+    """Put a configuration, which may be there as bytes, and a manifest into *store*."""
+    raw = settings if isinstance(settings, bytes) else model.encode(settings)
     config = Descriptor(model.OCI_CONFIG, store.add(raw), len(raw))
     raw = model.encode(
         Manifest(schema_version=2, media_type=model.OCI_MANIFEST, config=config, layers=layers)

@@ -102,4 +102,4 @@ def choose(index: Index, wanted: Platform, what: str = "index") -> Descriptor:
     raise ImageError(f"it is not there for {wanted}; there are: {offered}", what)
 
 
-__all__ = ["choose", "normal", "own", "parse_platform"]
+__all__ = ["Platform", "choose", "normal", "own", "parse_platform"]

@@ -181,8 +181,12 @@ class Store(Blobs):
             return None if found is None else ("", found)
         return None
 
-    def resolve(self, reference: Reference) -> Descriptor | None:
+    def resolve(self, reference: Reference | str) -> Descriptor | None:
         """What has this name, or the digest in it; None if nothing has."""
+        if isinstance(reference, str):
+            if is_digest(reference):
+                return self._by_digest(reference)
+            reference = Reference.parse(reference)
         if reference.digest:
             return self._by_digest(reference.digest)
         name = str(reference)
@@ -291,7 +295,7 @@ class Store(Blobs):
                     digests |= self.needed(inner)
             return digests
         digests |= {document.config.digest, *(layer.digest for layer in document.layers)}
-        if document.config.media_type in model.CONFIGS:
+        if document.config.media_type in model.CONFIGS and self.has(document.config.digest):
             digests |= set(self.config(document).rootfs.diff_ids)
         return digests
 

@@ -283,7 +283,7 @@ class TarStream:
         return sign * (int(digits) * 10**9 + int((fraction[:9] or b"0").ljust(9, b"0")))
 
     def _records(self, raw: bytes, into: dict[bytes, bytes], pieces: list[tuple[int, int]]) -> None:
-        """Read PAX records: ``LENGTH KEY=VALUE\\n``."""
+        """Read PAX records: a length, a space, a key, "=", a value, and a new line."""
         at = 0
         offset = None
         while at < len(raw):

@@ -93,7 +93,10 @@ def _lines(layers: Sequence[str], name: str, fields: int) -> Iterator[list[str]]
 def _read(layers: Sequence[str], name: str) -> bytes:
     """What /etc/*name* of the merged layers holds; empty where there is none."""
     for layer in layers:
-        top = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            top = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # not unpacked yet, where only a plan is asked for
         try:
             try:
                 # A file that is no file must not be waited for.

@@ -32,7 +32,7 @@ from sandboxlib import (
 BUSYBOX = shutil.which("busybox") or ""
 pytestmark = [pytest.mark.userns, pytest.mark.overlay, pytest.mark.tool("busybox")]
 WHEN = "2026-01-02T03:04:05Z"
-APPLETS = (
+APPLETS = [
     "sh",
     "cat",
     "ls",
@@ -48,7 +48,8 @@ APPLETS = (
     "sleep",
     "pwd",
     "find",
-)
+    "echo",
+]
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"
 GROUP = b"root:x:0:\napp:x:1000:\nextra:x:2000:app\n"
 
@@ -158,9 +159,11 @@ def test_files_have_their_owners_inside(base: Image) -> None:
     with Sandbox(image=base) as sb:
         found = sb.sh("stat -c '%u:%g %a' /home/app/own /etc/passwd /tmp").stdout.decode().splitlines()
         assert found == ["1000:1000 600", "0:0 644", "0:0 1777"]
-        assert sb.run(["cat", "/home/app/own"]).returncode == 0
-    with Sandbox(image=base, security=Security(user="1001:1001")) as sb:
+        # Root inside has no capability: it is a user like others.
         assert sb.run(["cat", "/home/app/own"]).returncode == 1
+    for user, status in (("1000:1000", 0), ("1001:1001", 1)):
+        with Sandbox(image=base, security=Security(user=user)) as sb:
+            assert sb.run(["cat", "/home/app/own"]).returncode == status
 
 
 def test_a_volume_of_the_image_can_be_written_in_a_root_that_cannot(base: Image) -> None:
@@ -352,9 +355,7 @@ def test_the_same_changes_are_the_same_image(base: Image) -> None:
     made = []
     for name in ("one", "two"):
         with Sandbox(image=base) as sb:
-            sb.sh(
-                "echo same > /etc/new; touch -d 2026-01-01 /etc/new /etc; rm /etc/kept; touch -d 2026-01-01 /etc"
-            )
+            sb.sh("echo same > /etc/new; rm /etc/kept; touch -d 2026-01-01 /etc/new /etc")
             made.append(sb.commit(name, created=WHEN))
     assert made[0].digest == made[1].digest
     assert made[0].digest != base.digest
@@ -411,7 +412,8 @@ with Sandbox(image=made) as sb:
     assert not sb.files.exists("/etc/kept")
     assert sb.sh("ls -a /home/app").stdout.split() == [b".", b".."]
 print(Image.prune(all=True).images)
-assert os.listdir(os.path.expanduser("~/state/images/layers")) in ([], [os.listdir(os.path.expanduser("~/state/images/layers"))[0]])
+for folder, folders, files in os.walk(os.path.expanduser("~/state/images/layers")):
+    assert files in ([], ["owner.json"]), (folder, files)
 """
 
 

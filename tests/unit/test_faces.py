@@ -48,9 +48,9 @@ def test_the_verbs_have_the_same_arguments(blocking: type, trio: type) -> None:
 
 
 def test_run_takes_the_same_options_in_both() -> None:
-    from sandboxlib import blocking, trio
+    from sandboxlib import running, trio
 
-    assert blocking._RUN_OPTIONS == trio._RUN_OPTIONS
+    assert running._RUN_OPTIONS == trio._RUN_OPTIONS
     assert shape(trio.run) == shape(sandboxlib.run)
 
 
