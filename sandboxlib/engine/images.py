@@ -135,24 +135,23 @@ def _existing(source: object) -> str:
 
 def load(path: Path, *, cancelled: Cancelled) -> list[Facts]:
     """Bring in the images of an archive."""
-    from sandboxlib.image import archive
+    from sandboxlib.image.loading import load as bring
 
     store = own_store()
     return [
-        facts(store, name, store.image(found))
-        for name, found in archive.load(store, _existing(path), cancelled)
+        facts(store, name, store.image(found)) for name, found in bring(store, _existing(path), cancelled)
     ]
 
 
 def save(chosen: Sequence[tuple[str, str]], path: Path, format: str, cancelled: Cancelled) -> None:
     """Write images, each a name or nothing and a digest, to an archive."""
-    from sandboxlib.image import archive
+    from sandboxlib.image.saving import save as write
 
     formats = ("oci", "oci-dir", "docker")
     if format not in formats:
         raise SpecError("format", format, f"one of {', '.join(formats)}")
     store = own_store()
-    archive.save(
+    write(
         store, [(name, _found(store, digest)) for name, digest in chosen], os.fspath(path), format, cancelled
     )
 

@@ -52,7 +52,7 @@ def config_of(config: Mapping[str, Any] | None, base: Config | None = None) -> C
     Raises:
         SpecError: There is no field of this name, or it has another type.
     """
-    if not isinstance(config, Mapping | None):
+    if not isinstance(config, (Mapping, type(None))):
         raise SpecError("config", config, 'a mapping with OCI\'s names, such as {"Cmd": ["sh"]}')
     known = {field.encode_name for field in msgspec.structs.fields(Config)}
     for name in config or {}:

@@ -159,6 +159,14 @@ class ImageConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     history: tuple[History, ...] | None = None
 
 
+class DockerImage(msgspec.Struct, rename="pascal"):
+    """An entry of the manifest.json in what ``docker save`` makes."""
+
+    config: str
+    layers: tuple[str, ...]
+    repo_tags: tuple[str, ...] | None = None
+
+
 class _Kind(msgspec.Struct, rename="camel"):
     """What tells the kinds of documents apart."""
 
@@ -215,10 +223,7 @@ def decode_manifest(raw: bytes, media_type: str = "", what: str = "manifest") ->
     return _checked(decode(raw, Manifest, what), what)
 
 
-D = TypeVar("D", Manifest, Index)
-
-
-def _checked(document: D, what: str) -> D:
+def _checked(document: Manifest | Index, what: str) -> Manifest | Index:
     found = document.manifests if isinstance(document, Index) else (document.config, *document.layers)
     for descriptor in found:
         check_digest(descriptor.digest, what)
@@ -272,6 +277,7 @@ __all__ = [
     "MANIFESTS",
     "Config",
     "Descriptor",
+    "DockerImage",
     "History",
     "ImageConfig",
     "Index",

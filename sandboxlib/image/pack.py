@@ -16,6 +16,7 @@ from typing import NamedTuple
 from sandboxlib.errors import ImageError, KernelError
 from sandboxlib.image.locks import Cancelled, never
 from sandboxlib.image.owner import Owner
+from sandboxlib.image.tarheader import block, record
 from sandboxlib.image.tarstream import BLOCK
 
 Write = Callable[[bytes], object]
@@ -175,13 +176,9 @@ class _Packer:
         found = os.fstat(folder)
         if not self._changes:
             self._header(b"./", found, folder)
-        self._folder(folder, b"", self._device(found))
+        self._folder(folder, b"")
 
-    @staticmethod
-    def _device(found: os.stat_result) -> int:
-        return found.st_dev
-
-    def _folder(self, fd: int, path: bytes, device: int) -> None:
+    def _folder(self, fd: int, path: bytes) -> None:
         entries = []
         for name in sorted(map(os.fsencode, os.listdir(fd))):
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -192,9 +189,9 @@ class _Packer:
         for name, found in entries:
             self._cancelled()
             self.name = path + b"/" + name if path else name
-            self._entry(fd, name, self.name, found, device)
+            self._entry(fd, name, self.name, found)
 
-    def _entry(self, parent: int, name: bytes, path: bytes, found: os.stat_result, device: int) -> None:
+    def _entry(self, parent: int, name: bytes, path: bytes, found: os.stat_result) -> None:
         mode = found.st_mode
         if self._changes and self._gone(parent, name, found):
             folder = path[: -len(name)]
@@ -205,7 +202,7 @@ class _Packer:
                 if self._only_for_others(fd, path):
                     return
                 self._header(path + b"/", found, fd)
-                self._folder(fd, path, device)
+                self._folder(fd, path)
             finally:
                 os.close(fd)
         elif stat.S_ISSOCK(mode):
@@ -215,15 +212,8 @@ class _Packer:
         elif stat.S_ISREG(mode):
             self._file(parent, name, path, found)
         elif stat.S_ISLNK(mode):
-            self._line(
-                path,
-                b"2",
-                0o777,
-                int(found.st_mtime),
-                self._shift(found.st_uid, found.st_gid),
-                0,
-                link=os.readlink(name, dir_fd=parent),
-            )
+            owner, link = self._shift(found.st_uid, found.st_gid), os.readlink(name, dir_fd=parent)
+            self._line(path, b"2", 0o777, int(found.st_mtime), owner, 0, link=link)
         else:
             kind = b"6" if stat.S_ISFIFO(mode) else b"3" if stat.S_ISCHR(mode) else b"4"
             self._line(
@@ -376,11 +366,11 @@ class _Packer:
             if not fits:
                 records[name] = str(value).encode()
         if records:
-            raw = b"".join(_record(key, records[key]) for key in sorted(records))
-            self._put(_block(b"PaxHeader", b"x", 0o644, 0, 0, len(raw), 0))
+            raw = b"".join(record(key, records[key]) for key in sorted(records))
+            self._put(block(b"PaxHeader", b"x", 0o644, 0, 0, len(raw), 0))
             self._put(raw + bytes(-len(raw) % BLOCK))
         self._put(
-            _block(
+            block(
                 path[:100],
                 kind,
                 mode,
@@ -392,49 +382,6 @@ class _Packer:
                 device,
             )
         )
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    rest = b" " + key + b"=" + value + b"\n"
-    size = len(rest) + 1
-    # The length counts its own digits.
-    while len(str(size)) + len(rest) != size:
-        size = len(str(size)) + len(rest)
-    return str(size).encode() + rest
-
-
-def _block(
-    name: bytes,
-    kind: bytes,
-    mode: int,
-    uid: int,
-    gid: int,
-    size: int,
-    mtime: int,
-    link: bytes = b"",
-    device: int = 0,
-) -> bytes:
-    special = kind in (b"3", b"4")
-    major, minor = (os.major(device), os.minor(device)) if special else (0, 0)
-    raw = b"".join(
-        (
-            name.ljust(100, b"\0"),
-            b"%07o\0" % mode,
-            b"%07o\0" % uid,
-            b"%07o\0" % gid,
-            b"%011o\0" % size,
-            b"%011o\0" % mtime,
-            b"        ",
-            kind,
-            link.ljust(100, b"\0"),
-            b"ustar\x0000",
-            bytes(64),
-            b"%07o\0" % major,
-            b"%07o\0" % minor,
-            bytes(167),
-        )
-    )
-    return raw[:148] + b"%06o\0 " % sum(raw) + raw[156:]
 
 
 def _unbound(value: bytes) -> bytes:

@@ -351,9 +351,11 @@ class TarStream:
         pieces: list[tuple[int, int]] = []
 
         def take(raw: bytes) -> None:
-            for at in range(0, len(raw), 24):
-                if raw[at : at + 24].strip(b"\0 "):
-                    pieces.append((self._number(raw[at : at + 12]), self._number(raw[at + 12 : at + 24])))
+            pieces.extend(
+                (self._number(raw[at : at + 12]), self._number(raw[at + 12 : at + 24]))
+                for at in range(0, len(raw), 24)
+                if raw[at : at + 24].strip(b"\0 ")
+            )
 
         take(block[386:482])
         more = block[482]

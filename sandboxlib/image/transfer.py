@@ -12,13 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from sandboxlib.errors import ImageError
 from sandboxlib.image import trust
 from sandboxlib.image.answers import ERROR_LIMIT, RegistryError, UnreachableError, refusal, shown
 from sandboxlib.image.auth import Credentials
+from sandboxlib.image.blobs import Sink
 from sandboxlib.image.client import MANIFEST_LIMIT, Client, Fetched
 from sandboxlib.image.connection import Answer, origin
 from sandboxlib.image.model import (
@@ -266,7 +266,7 @@ class Download:
         self._offset = 0
         self.resumed = False
 
-    def __call__(self, file: BinaryIO, offset: int) -> None:
+    def __call__(self, file: Sink, offset: int) -> None:
         """
         Append the blob's bytes from *offset* on to *file*.
 
@@ -284,7 +284,7 @@ class Download:
                 if not last:
                     raise
 
-    def _fetch(self, file: BinaryIO, place: str) -> None:
+    def _fetch(self, file: Sink, place: str) -> None:
         patience = Patience()
         moved = self._offset
         while self._offset < self._descriptor.size:
@@ -324,7 +324,7 @@ class Download:
             )
         return self._client.transport.send("GET", url, headers, follow=True)
 
-    def _receive(self, answer: Answer, file: BinaryIO) -> None:
+    def _receive(self, answer: Answer, file: Sink) -> None:
         """Append what comes; it may break off, and then `_offset` says where."""
         size = self._descriptor.size
         skip = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sandboxlib.errors import ImageError
 from sandboxlib.host import Entry, Host
 from sandboxlib.mount import Mount
 from sandboxlib.plan import overlay, tree
@@ -270,8 +271,10 @@ class _Builder:
             early.append(Call("mkdirat", (tree.SCRATCH, name, 0o755), why))
         on_image = rootfs.kind == "image"
         if on_image:
-            # An image is looked up before it comes to a plan, so its layers are known.
-            assert rootfs.lower, rootfs
+            if not rootfs.lower:
+                raise ImageError(
+                    "it has to be looked up before a start can be planned", rootfs.reference or ""
+                )
             names = {path: text for path, text in identity(self.spec).items() if path in OF_IMAGES}
             late.extend(overlay.base(names, overlay.first_ids(user) if self.owned else None))
         early.append(Call("fsopen", ("overlay", FSOPEN_CLOEXEC), why, out=OVERLAY))

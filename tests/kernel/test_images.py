@@ -1,4 +1,4 @@
-"""A sandbox begins with an image: its files, its defaults, its owners, and what becomes of what is written."""
+"""A sandbox begins with an image: its files, defaults and owners, and what is made of what it writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -460,7 +460,7 @@ async def test_images_under_trio(state: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def shell(state: Path) -> Iterator[Callable[..., CompletedProcess[bytes]]]:
+def shell(state: Path) -> Callable[..., CompletedProcess[bytes]]:
     """Run the command line with this store."""
     import subprocess
 
@@ -469,7 +469,7 @@ def shell(state: Path) -> Iterator[Callable[..., CompletedProcess[bytes]]]:
         assert done.returncode == status, done
         return done
 
-    yield run
+    return run
 
 
 def test_the_command_line(base: Image, shell: Callable[..., CompletedProcess[bytes]], tmp_path: Path) -> None:

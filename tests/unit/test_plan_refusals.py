@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sandboxlib.cgroup import CGroup
 from sandboxlib.engine.encode import encode, encode_command
-from sandboxlib.errors import SpecError, UnsupportedError
+from sandboxlib.errors import ImageError, SpecError, UnsupportedError
 from sandboxlib.host import Host
 from sandboxlib.mount import Mount, Volume
 from sandboxlib.namespace import Namespace
@@ -46,8 +46,6 @@ def without(kind: str) -> Host:
         (hosts.ROOT_V1, {"cgroup": CGroup(memory_high="64M")}, ["memory_high", "cgroup v2"]),
         (hosts.USER, {"namespaces": [Namespace.host("user")]}, ["host's user namespace", "root"]),
         (hosts.ROOT_V1, {"network": Network.bridge("backend")}, ["bridge"]),
-        (hosts.ROOT_V1, {"image": "app:1"}, ["image"]),
-        (hosts.ROOT_V1, {"rootfs": Rootfs.image("app:1")}, ["image"]),
     ],
 )
 def test_what_this_host_cannot_do_is_refused_with_the_way_out(
@@ -95,6 +93,13 @@ MACHINES = st.builds(
         CONTROLLERS,
     ),
 )
+
+
+def test_an_image_that_nobody_has_looked_up_cannot_be_planned() -> None:
+    with pytest.raises(ImageError, match="looked up"):
+        start(SandboxSpec(rootfs=Rootfs.image("app:1")), hosts.ROOT_V1)
+
+
 ROOTS = st.sampled_from(
     [
         None,
@@ -104,7 +109,7 @@ ROOTS = st.sampled_from(
         Rootfs.overlay(lower=["/srv/top", "/srv/base"]),
         Rootfs.overlay(lower=["/srv/base"], storage="/var/lib/x"),
         Rootfs.empty(size="1M"),
-        Rootfs.image("app:1"),
+        Rootfs("image", reference="app:1", lower=["/srv/layer", "/srv/base"]),
     ]
 )
 SPACES = st.lists(
