@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 
 #: Seconds in which the kernel has to be done with cleaning up.
-PATIENCE = 3.0
+PATIENCE = 10.0
 
 Snapshot = dict[str, frozenset[str]]
 _WATCHED: dict[str, Callable[[], Iterator[str]]] = {}

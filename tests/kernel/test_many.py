@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
 import pytest
 from kernel.probe.outside import WHO, program
+
+#: What the last may cost, in what the first did.
+MOST = 1.5
 
 COUNTED = """
 import gc, subprocess, time, leaks
@@ -76,6 +81,23 @@ print(json.dumps([times, leaks.since(before), more, len(inside)]))
 )
 
 
+def steady(who: str, script: str, number: int, patience: float, last: int) -> Iterator[list[Any]]:
+    """
+    Measure until the cost has not grown, at most three times: what grows with each sandbox does so each time.
+
+    What else the machine does makes a single look worth little. Yields what else each run tells.
+    """
+    growth = MOST
+    for _ in range(3):
+        arguments = "memory='64M', pids=20" if who == "root" else ""
+        times, *found = program(who, script, number=number, arguments=arguments, patience=patience)
+        growth = grown(times, last)
+        yield found
+        if growth < MOST:
+            break
+    assert growth < MOST
+
+
 def grown(times: list[tuple[float, float]], number: int) -> float:
     """How much more the last of them took than the first, in plain processes, by medians."""
 
@@ -87,35 +109,29 @@ def grown(times: list[tuple[float, float]], number: int) -> float:
 
 @WHO
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_two_thousand_one_after_another_leave_nothing_and_cost_the_same(who: str) -> None:
-    arguments = "memory='64M', pids=20" if who == "root" else ""
-    times, left, more = program(who, ONE_AFTER_ANOTHER, number=2000, arguments=arguments, patience=580)
-    assert left == []
-    # By then all caches are full.
-    assert more < 1 << 20
-    assert grown(times, 100) < 1.5
+    for left, more in steady(who, ONE_AFTER_ANOTHER, 2000, 580, 100):
+        assert left == []
+        # By then all caches are full.
+        assert more < 1 << 20
 
 
 @WHO
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_two_hundred_at_once_leave_nothing_and_cost_the_same(who: str) -> None:
-    arguments = "memory='64M', pids=20" if who == "root" else ""
-    times, left, more, alive = program(who, AT_ONCE, number=200, arguments=arguments, patience=280)
-    assert alive == 200
-    assert left == []
-    assert more < 1 << 20
-    assert grown(times, 50) < 1.5
+    for left, more, alive in steady(who, AT_ONCE, 200, 280, 50):
+        assert alive == 200
+        assert left == []
+        assert more < 1 << 20
 
 
 @pytest.mark.root
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_thousands_of_commands_in_one_sandbox_cost_the_same() -> None:
-    arguments = "memory='64M', pids=20"
-    times, left, more, inside = program("root", COMMANDS, number=3000, arguments=arguments, patience=280)
-    assert left == []
-    assert more < 1 << 20
-    assert inside == 1
-    assert grown(times, 300) < 1.5
+    for left, more, inside in steady("root", COMMANDS, 3000, 280, 300):
+        assert left == []
+        assert more < 1 << 20
+        assert inside == 1
