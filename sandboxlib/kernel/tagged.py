@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 
 from sandboxlib.errors import KernelError
 
-#: Rounds of looking and killing; each is at least as fast as a fork bomb's forks are rare
-#: under its ceiling on processes.
+#: Looks at what there is; two or three get all, unless they wake each other.
 _ROUNDS = 1000
+#: Seconds between two of them.
+_PAUSE = 0.001
 
 
 def tag(pid: int) -> int:
@@ -43,14 +45,23 @@ def kill_tagged(mark: int) -> None:
     Raises:
         KernelError: They fork faster than they can be killed.
     """
+    still: set[int] = set()
     for _ in range(_ROUNDS):
-        victims = members(mark)
-        if not victims:
+        found = members(mark)
+        if not found:
             return
-        # First all stand still: then none of those that are left can fork.
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in victims:
-                _signal(pid, mark, number)
+        # First all stand still, also those that were born while others were looked for: what is killed
+        # makes room for a fork, what is stopped does not.
+        if fresh := [pid for pid in found if pid not in still]:
+            for pid in fresh:
+                _signal(pid, mark, signal.SIGSTOP)
+            still.update(fresh)
+            continue
+        for pid in found:
+            _signal(pid, mark, signal.SIGKILL)
+        still.clear()
+        # They need the processor once more, to end.
+        time.sleep(_PAUSE)
     raise KernelError(11, f"kill(<UTS namespace {mark}>, SIGKILL)", "kill a command's processes")
 
 
