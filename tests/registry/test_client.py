@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-import registries
-from registries import Fault, Proxy, Server
 
 from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image.answers import RegistryError, UnreachableError
 from sandboxlib.image.model import OCI_MANIFEST, Descriptor
 from sandboxlib.image.registry import Registry, refer
+
+import registries
+from registries import Fault, Proxy, Server
 
 pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "skopeo")]
 

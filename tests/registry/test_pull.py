@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import registries
-from registries import Fault, Proxy, Server
 
 from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image.model import OCI_INDEX, ImageConfig, Manifest
@@ -21,6 +19,9 @@ from sandboxlib.image.progress import Progress
 from sandboxlib.image.registry import Registry
 from sandboxlib.image.store import Store
 from sandboxlib.image.transfer import pull
+
+import registries
+from registries import Fault, Proxy, Server
 
 pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "skopeo")]
 

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import registries
-from registries import Fault, Keys, Proxy, Server
 
 from sandboxlib.errors import ImageError, SpecError, UnsupportedError
 from sandboxlib.image import trust
 from sandboxlib.image.answers import UnreachableError
 from sandboxlib.image.registry import Registry
+
+import registries
+from registries import Fault, Keys, Proxy, Server
 
 pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "htpasswd", "openssl")]
 

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import registries
-from registries import Fault, Keys, Proxy, Server, TokenServer
 
 from sandboxlib.errors import ImageError
 from sandboxlib.image.answers import RegistryError
 from sandboxlib.image.auth import Credentials
 from sandboxlib.image.registry import Registry, login, logout
+
+import registries
+from registries import Fault, Keys, Proxy, Server, TokenServer
 
 pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "htpasswd", "openssl", "skopeo")]
 
