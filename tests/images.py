@@ -34,7 +34,7 @@ def put(
 ) -> Descriptor:
     """Put an image into *store*, of plain layers, compressed; returns its manifest."""
     plain = list(layers) or [layer(0)]
-    architecture, variant = (platform.split("/") + ["", ""])[1:3] if platform else (own().architecture, "")
+    architecture, variant = ([*platform.split("/"), ""])[1:3] if platform else (own().architecture, "")
     raw = json.dumps(
         {
             "architecture": architecture,

@@ -17,6 +17,7 @@ import json
 import os
 import random
 import socket
+import socketserver
 import ssl
 import subprocess
 import tarfile
@@ -484,11 +485,11 @@ class Proxy:
             handler.close_connection = True
             return
         handler.send_response(response.status)
-        whole = response.headers.get("Content-Length") is not None
+        promised = response.headers.get("Content-Length")
         for name, value in response.headers.items():
             if name.lower() not in self.hop:
                 handler.send_header(name, value)
-        if not whole and handler.command != "HEAD" and response.status != 204:
+        if promised is None and handler.command != "HEAD" and response.status != 204:
             handler.send_header("Connection", "close")
             handler.close_connection = True
         handler.end_headers()
@@ -507,6 +508,33 @@ class Proxy:
                 return
             handler.wfile.write(data)
             seen.sent += len(data)
+        if promised is not None and seen.sent < int(promised):
+            handler.close_connection = True  # Docker's registry does so with 416
+
+
+@contextlib.contextmanager
+def raw(answer: bytes) -> Iterator[int]:
+    """A server that says the same to everybody, whatever it is, and hangs up; its port."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.settimeout(5)
+            with contextlib.suppress(OSError):
+                self.request.recv(65536)
+                self.request.sendall(answer)
+
+    class Listener(socketserver.ThreadingTCPServer):
+        daemon_threads = False
+        allow_reuse_address = True
+
+    with Listener(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # --- images ---------------------------------------------------------------------------------------------
@@ -557,7 +585,7 @@ def layout(
         },
         "layers": described,
     }
-    return _finish(folder, manifest, tag)
+    return finish(folder, manifest, tag)
 
 
 def replace(folder: Path, manifest: dict[str, Any], config: dict[str, Any], tag: str = "1") -> dict[str, Any]:
@@ -565,10 +593,11 @@ def replace(folder: Path, manifest: dict[str, Any], config: dict[str, Any], tag:
     raw = json.dumps(config).encode()
     described = {"mediaType": manifest["config"]["mediaType"], "digest": _put(folder, raw), "size": len(raw)}
     kept = {name: value for name, value in manifest.items() if name != "digest"}
-    return _finish(folder, kept | {"config": described}, tag)
+    return finish(folder, kept | {"config": described}, tag)
 
 
-def _finish(folder: Path, manifest: dict[str, Any], tag: str) -> dict[str, Any]:
+def finish(folder: Path, manifest: dict[str, Any], tag: str) -> dict[str, Any]:
+    """Write a manifest and an index into a layout folder; the manifest with its digest."""
     raw = json.dumps(manifest).encode()
     entry = {"mediaType": manifest["mediaType"], "digest": _put(folder, raw), "size": len(raw)}
     named = entry | {"annotations": {"org.opencontainers.image.ref.name": tag}}

@@ -30,7 +30,7 @@ from sandboxlib.security import Security
 if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.image.leases import Lease
-    from sandboxlib.image.model import Config, Descriptor
+    from sandboxlib.image.model import Config, Descriptor, ImageConfig, Manifest
     from sandboxlib.image.store import Store
     from sandboxlib.spec import SandboxSpec
 
@@ -90,18 +90,23 @@ def hold(spec: SandboxSpec, host: Host, cancelled: Callable[[], None]) -> Held:
     """Do the same in this thread; *cancelled* is called every now and then, and raises to give up."""
     name = _name(spec)
     store = own_store()
+    owner = owner_of(host, spec.namespace("user"))
     found = look_up(store, name)
     if found is None:
         if is_digest(name):
             raise ImageError("there is no such image in the store", name)
         from sandboxlib.image.transfer import pull
+        from sandboxlib.image.trees import unpack_to
 
-        found = pull(store, Reference.parse(name), cancelled=cancelled)
+        def unpack(manifest: Manifest, config: ImageConfig, number: int) -> None:
+            # While the next ones are still on their way.
+            unpack_to(store, manifest, config, owner, number, cancelled)
+
+        found = pull(store, Reference.parse(name), on_layer=unpack, cancelled=cancelled)
     lease = store.lease(found)
     try:
         manifest = store.manifest(found)
         config = store.config(manifest)
-        owner = owner_of(host, spec.namespace("user"))
         layers = store.unpack(manifest, config, owner, cancelled=cancelled)
         return _settled(spec, found, lease, config.config, layers)
     except BaseException:

@@ -7,17 +7,17 @@ Spec: distribution-spec 1.1.
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
-from sandboxlib.errors import ImageError
+from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image import auth, trust
 from sandboxlib.image.answers import ERROR_LIMIT, RegistryError, UnreachableError, refusal, shown
 from sandboxlib.image.auth import Credentials
 from sandboxlib.image.connection import Answer, Transport, origin
+from sandboxlib.image.digests import DIGEST, digest_by, named
 from sandboxlib.image.model import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from sandboxlib.image.retry import PASSING, Patience
 from sandboxlib.image.stopping import Stop
@@ -31,7 +31,6 @@ MANIFEST_LIMIT = 4 << 20
 #: Docker Hub's API is not where its name says.
 _HUB_HOST = "registry-1.docker.io"
 _ACCEPT = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_LIST}"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
 
 Body = bytes | Callable[[], Iterable[bytes]] | None
 
@@ -48,10 +47,13 @@ class Client:
     """
     A client of one registry; close it, or use it in a ``with`` block.
 
+    Several threads may use it at once, unless *cancelled* is given: what gives up one call gives up all.
+
     Args:
         registry: Host, with its port if it has one; ``docker.io`` for Docker Hub.
-        insecure: Speak HTTP where the registry has no TLS. None: on this machine only, and to those that
-            the environment variable SANDBOXLIB_INSECURE_REGISTRIES lists.
+        insecure: Speak HTTP where the registry has no TLS. If not, that is done on this machine only, and
+            with those that the environment variable SANDBOXLIB_INSECURE_REGISTRIES lists. Where there is
+            TLS its certificate has to be right in any case.
         credentials: The login; None looks in Docker's and podman's files.
         ca: A file with certificates of more authorities to trust.
         cancelled: Raises to give up; called several times a second while anything waits.
@@ -72,6 +74,9 @@ class Client:
         stop: Stop | None = None,
     ) -> None:
         self.name = Reference.parse(f"{registry}/a/b", "registry").registry
+        port = self.name.rpartition(":")[2]
+        if port.isdigit() and not 0 < int(port) < 65_536:
+            raise SpecError("registry", registry, "a host, with a port from 1 to 65535 or without")
         self.host = _HUB_HOST if self.name == HUB else self.name
         given = None if credentials is None else Credentials.of(credentials)
         self.stop = Stop() if stop is None else stop
@@ -127,18 +132,22 @@ class Client:
             base = f"https://{self.host}"
             if self._plain:
                 try:
-                    self.transport.send("GET", f"{base}/v2/", {}).close()
+                    self._greet(base)
                 except UnreachableError as error:
                     # A certificate that is not trusted is no reason to do without.
                     if not error.plain:
                         raise
                     base = f"http://{self.host}"
                     try:
-                        self.transport.send("GET", f"{base}/v2/", {}).close()
+                        self._greet(base)
                     except UnreachableError:
                         raise error from None
             self._base = base
             return base
+
+    def _greet(self, base: str) -> None:
+        with self.transport.send("GET", f"{base}/v2/", {}) as answer:
+            answer.start(ERROR_LIMIT)
 
     def once(
         self,
@@ -301,7 +310,7 @@ class Client:
         ) as answer:
             answer.start(ERROR_LIMIT)
             said = answer.header("Docker-Content-Digest")
-            return said if answer.status == 200 and _DIGEST.fullmatch(said) else ""
+            return said if answer.status == 200 and DIGEST.fullmatch(said) else ""
 
     def manifest(self, repository: str, name: str) -> Fetched:
         """
@@ -328,7 +337,7 @@ class Client:
             said = answer.header("Docker-Content-Digest")
             media_type = answer.header("Content-Type").partition(";")[0].strip()
         for wanted in (name, said):
-            if _DIGEST.fullmatch(wanted) and digest_by(wanted, raw) != wanted:
+            if DIGEST.fullmatch(wanted) and digest_by(wanted, raw) != wanted:
                 text = f"{what} has another digest than {wanted}: it was changed on the way"
                 raise ImageError(text, self.about(repository))
         return Fetched(raw, media_type, f"sha256:{hashlib.sha256(raw).hexdigest()}")
@@ -357,6 +366,8 @@ class Client:
         Raises:
             ImageError: The registry refuses it, or has taken another.
         """
+        if not media_type.isascii() or not media_type.isprintable():
+            raise ImageError(f"{shown(media_type)!r} is no media type", self.about(repository))
         with self.request(
             "PUT",
             f"/v2/{repository}/manifests/{name}",
@@ -369,33 +380,15 @@ class Client:
         ) as answer:
             answer.start(ERROR_LIMIT)
             said = answer.header("Docker-Content-Digest")
-        if _DIGEST.fullmatch(said) and digest_by(said, raw) != said:
+        if DIGEST.fullmatch(said) and digest_by(said, raw) != said:
             raise ImageError(
                 f"the registry has taken {name} as {said}, which is not what was sent", self.about(repository)
             )
         return answer
 
 
-def named(name: str) -> str:
-    """
-    A tag or a digest, checked: it becomes a part of a path.
-
-    Raises:
-        SpecError: It is neither.
-    """
-    sign = "@" if ":" in name else ":"
-    Reference.parse(f"localhost/a{sign}{name}", "name")
-    return name
-
-
-def digest_by(example: str, raw: bytes) -> str:
-    """The digest of *raw*, by the algorithm of another digest."""
-    algorithm = example.partition(":")[0]
-    return f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}"
-
-
 def _path(url: str) -> str:
     return "/" + url.partition("//")[2].partition("/")[2].partition("?")[0]
 
 
-__all__ = ["MANIFEST_LIMIT", "Body", "Client", "Fetched", "digest_by", "named"]
+__all__ = ["MANIFEST_LIMIT", "Body", "Client", "Fetched"]

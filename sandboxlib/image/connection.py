@@ -8,6 +8,7 @@ and of the other side's grammar leaves as an `UnreachableError`.
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import select
@@ -236,8 +237,9 @@ class Transport:
                 "ssl_context": trust.context(self._registry, self._ca, own=own),
             }
             if proxy:
-                login = urllib3.make_headers(proxy_basic_auth=proxy.login) if proxy.login else None
-                made: urllib3.PoolManager = urllib3.ProxyManager(proxy.url, proxy_headers=login, **options)
+                login = base64.b64encode(proxy.login.encode()).decode()
+                sent = {"Proxy-Authorization": f"Basic {login}"} if login else None
+                made: urllib3.PoolManager = urllib3.ProxyManager(proxy.url, proxy_headers=sent, **options)
             else:
                 made = urllib3.PoolManager(**options)
             made.pool_classes_by_scheme = _pools(self._stop)
@@ -257,10 +259,17 @@ def origin(url: str) -> tuple[str, str, int]:
 
 def _pools(stop: Stop) -> dict[str, type[Any]]:
     """Pools whose connections can be ended by *stop* at any time."""
+    from http.client import HTTPResponse
+
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
     class Plain(HTTPConnection):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._head: HTTPResponse | None = None
+            self.response_class = self._begin  # type: ignore[assignment]
+
         def _new_conn(self) -> socket:
             return _connect(self._dns_host, self.port, stop)
 
@@ -269,14 +278,23 @@ def _pools(stop: Stop) -> dict[str, type[Any]]:
                 stop.enter(self.sock)  # kept open from an earlier request, maybe another thread's
             super().request(*args, **options)
 
-    class Secure(HTTPSConnection):
-        def _new_conn(self) -> socket:
-            return _connect(self._dns_host, self.port, stop)
+        def _begin(self, *args: Any, **options: Any) -> HTTPResponse:
+            self._head = HTTPResponse(*args, **options)
+            return self._head
 
-        def request(self, *args: Any, **options: Any) -> None:
-            if self.sock is not None:
-                stop.enter(self.sock)
-            super().request(*args, **options)
+        def getresponse(self) -> Any:
+            try:
+                return super().getresponse()
+            except BaseException:
+                # A head that makes no sense has the socket already, and nobody else would close it.
+                if self._head is not None:
+                    self._head.close()
+                raise
+            finally:
+                self._head = None
+
+    class Secure(Plain, HTTPSConnection):
+        pass
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
@@ -296,7 +314,8 @@ def _connect(host: str, port: int | None, stop: Stop) -> socket:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a name"
-        raise UnreachableError(f"its address is not known: {reason}", where) from None
+        passing = error.errno != socket.EAI_NONAME if isinstance(error, OSError) else False
+        raise UnreachableError(f"its address is not known: {reason}", where, passing=passing) from None
     deadline = time.monotonic() + CONNECT_TIMEOUT
     reason = "it has no address"
     for family, kind, protocol, _, address in found:
@@ -338,7 +357,7 @@ def _unreachable(error: BaseException, url: str) -> UnreachableError:
     where = urlsplit(url).netloc
     causes: list[BaseException] = [error]
     # The reason lies in one of these, several times over.
-    while causes[-1] is not None and len(causes) < 8:
+    while len(causes) < 8:
         last = causes[-1]
         inner = [getattr(last, "original_error", None), getattr(last, "reason", None), *last.args]
         below = next((one for one in inner if isinstance(one, BaseException) and one not in causes), None)
@@ -360,6 +379,9 @@ def _unreachable(error: BaseException, url: str) -> UnreachableError:
             return UnreachableError(f"no answer for {READ_TIMEOUT:.0f} s", where)
         if isinstance(cause, urllib3.exceptions.LocationValueError | UnicodeError):
             return UnreachableError("is not a URL that can be asked", where, passing=False)
+        if isinstance(cause, ValueError):
+            # Its text would be the header, and that may be a login.
+            return UnreachableError("what was to be sent is not fit for HTTP", where, passing=False)
     last = causes[-1]
     closed = isinstance(last, ConnectionError | HTTPException)
     return UnreachableError(f"the connection broke: {shown(last)}", where, plain=closed)

@@ -36,7 +36,7 @@ class Added(NamedTuple):
     diff_id: str
 
 
-def now(created: str | None) -> str:
+def now(created: object) -> str:
     """Check a time, or take the clock's. Raises: SpecError."""
     if created is None:
         return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -52,7 +52,8 @@ def config_of(config: Mapping[str, Any] | None, base: Config | None = None) -> C
     Raises:
         SpecError: There is no field of this name, or it has another type.
     """
-    if not isinstance(config, (Mapping, type(None))):
+    given: object = config
+    if not (given is None or isinstance(given, Mapping)):
         raise SpecError("config", config, 'a mapping with OCI\'s names, such as {"Cmd": ["sh"]}')
     known = {field.encode_name for field in msgspec.structs.fields(Config)}
     for name in config or {}:

@@ -9,6 +9,7 @@ Spec: distribution-spec 1.1, "Pushing manifests"; "Pushing manifests with subjec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image.auth import Credentials
@@ -97,7 +98,7 @@ class _Push:
         self._manifests: dict[str, tuple[Descriptor, bytes, Manifest | Index]] = {}
 
     def run(self, descriptor: Descriptor) -> None:
-        self._crew.say(Progress("pushing", self._about, descriptor.digest))
+        self._crew.say(Progress("resolving", self._about))
         self._gather(descriptor, _DEPTH)
         missing = [digest for digest in self._blobs if not self._store.has(digest)]
         if missing:
@@ -106,11 +107,12 @@ class _Push:
             )
         # What the registry would refuse it refuses before gigabytes have gone there.
         for one in self._blobs.values():
-            self._crew.start(lambda one=one: self._blob(one))
+            self._crew.start(partial(self._blob, one))
         for done in self._crew.done(len(self._blobs)):
             done.result()
         self._crew.run(self._list)
         self._crew.say(Progress("done", self._about, descriptor.digest))
+        self._crew.drain()
 
     def _gather(self, descriptor: Descriptor, depth: int) -> None:
         if descriptor.digest in self._manifests:
@@ -140,11 +142,12 @@ class _Push:
             descriptor.size,
             lambda: self._store.open_blob(descriptor.digest),
             mount_from=self._mount_from,
-            say=lambda offset: self._say("uploading", descriptor, offset),
+            say=lambda offset: self._say("pushing", descriptor, offset),
             part=self._part,
         )
-        if not upload.run():
-            self._say("exists", descriptor, descriptor.size)
+        found = upload.run()
+        if found != "pushed":
+            self._say(found, descriptor, descriptor.size)
 
     def _say(self, kind: str, descriptor: Descriptor, offset: int) -> None:
         self._crew.say(Progress(kind, self._about, descriptor.digest, offset, descriptor.size))

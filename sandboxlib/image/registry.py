@@ -15,8 +15,9 @@ from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image import auth
 from sandboxlib.image.answers import ERROR_LIMIT, RegistryError, decode, shown
 from sandboxlib.image.auth import Credentials
-from sandboxlib.image.client import MANIFEST_LIMIT, Client, named
+from sandboxlib.image.client import MANIFEST_LIMIT, Client
 from sandboxlib.image.connection import origin
+from sandboxlib.image.digests import named
 from sandboxlib.image.model import OCI_INDEX, Descriptor, Index, decode_manifest, encode
 from sandboxlib.image.tokens import Scopes, scope
 from sandboxlib.reference import Reference

@@ -39,7 +39,7 @@ class Patience:
         self._tries += 1
         if self._tries >= TRIES:
             return None
-        longest = min(_FIRST * 2 ** (self._tries - 1), _LONGEST)
+        longest = min(_FIRST * (1 << self._tries - 1), _LONGEST)
         # Jitter: many programs that were sent away together do not come back together.
         pause = longest * (0.5 + random.random() / 2)  # noqa: S311 - no secret
         wanted = seconds(asked)

@@ -128,6 +128,8 @@ class Authenticator:
         """A new token and the time until which it is good."""
         login = self._login(repository)
         if login and login.registry_token:
+            if not _sendable(login.registry_token):
+                raise ImageError("its token in the file of logins cannot be sent", self._registry)
             return login.registry_token, float("inf")
         realm = challenge.parameters.get("realm", "")
         service = challenge.parameters.get("service", "")
@@ -146,7 +148,7 @@ class Authenticator:
                 raise refusal(answer.status, answer.start(ERROR_LIMIT), "fetching a token", self._registry)
             content = decode(answer.body(_LIMIT, "the token server's answer"), "the token server's answer")
         token = content.get("token") or content.get("access_token")
-        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
+        if not isinstance(token, str) or not _sendable(token):
             raise ImageError("the token server's answer has no token", self._registry)
         if (
             isinstance(again := content.get("refresh_token"), str)
@@ -188,6 +190,11 @@ class Authenticator:
         body = urlencode(form | {"scope": " ".join(scopes)}).encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Length": str(len(body))}
         return self._transport.send("POST", realm, headers, body)
+
+
+def _sendable(token: str) -> bool:
+    """Can it be in a header, without being two of them?"""
+    return bool(token) and token.isascii() and token.isprintable()
 
 
 def _basic(login: Credentials) -> str:

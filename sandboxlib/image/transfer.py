@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
+from functools import partial
 from urllib.parse import urlsplit
 
 from sandboxlib.errors import ImageError
@@ -45,6 +47,8 @@ AT_ONCE = 4
 _DEPTH = 3
 #: Bytes after which a download that breaks off again and again counts as moving on.
 _MOVED = 1 << 20
+#: Bytes that are read at once, and lost when the connection breaks in the middle of them.
+_PIECE = 256 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _FOREIGN = ("foreign", "nondistributable")
 
@@ -115,18 +119,21 @@ class _Pull:
         self._indexes: list[bytes] = []
 
     def run(self, on_layer: OnLayer | None) -> Descriptor:
-        self._crew.say(Progress("pulling", self._about))
+        self._crew.say(Progress("resolving", self._about))
         descriptor, manifest, raw = self._crew.run(self._find)
-        with self._store.growing():
-            for index in self._indexes:
-                self._store.add(index)
-            self._store.add(raw)
-            lease = self._store.lease(descriptor)
-        with lease:
+        with ExitStack() as kept:
+            with self._store.growing(self._crew.cancelled):
+                for index in self._indexes:
+                    self._store.add(index)
+                self._store.add(raw)
+                kept.enter_context(self._store.lease(descriptor))
             config = self._config(manifest)
+            # And once more: from now on it is known what is in the layers, too, which *on_layer* may unpack.
+            kept.enter_context(self._store.lease(descriptor))
             self._layers(manifest, config, on_layer)
             self._store.tag(self._name, descriptor)
         self._crew.say(Progress("done", self._about, descriptor.digest))
+        self._crew.drain()
         return descriptor
 
     # --- manifests ----------------------------------------------------------------------------------
@@ -186,9 +193,6 @@ class _Pull:
     def _config(self, manifest: Manifest) -> ImageConfig:
         self._crew.run(lambda: self._blob(manifest.config))
         config = self._store.config(manifest)
-        if len(config.rootfs.diff_ids) != len(manifest.layers):
-            text = f"has {len(manifest.layers)} layers, and {len(config.rootfs.diff_ids)} in its config"
-            raise ImageError(text, self._about)
         if self._platform is not None:
             check(config, self._platform, self._about)
         return config
@@ -197,7 +201,7 @@ class _Pull:
         futures: dict[str, Future[None]] = {}
         for layer in manifest.layers:
             if layer.digest not in futures:
-                futures[layer.digest] = self._crew.start(lambda layer=layer: self._blob(layer))
+                futures[layer.digest] = self._crew.start(partial(self._blob, layer))
         ready = 0
         for done in self._crew.done(len(futures)):
             done.result()
@@ -215,7 +219,7 @@ class _Pull:
         except (UnreachableError, RegistryError):
             raise
         except ImageError:
-            if not download.resumed:
+            if download.fresh:
                 raise
             # What was there before, of another attempt, need not have been the beginning of the same.
             new = self._store.fetch(descriptor, download, cancelled=self._client.stop.check)
@@ -249,7 +253,7 @@ class Download:
     Fetches one blob; is what `Store.fetch` calls.
 
     Attributes:
-        resumed: Some of the content was there before, or came in several pieces.
+        fresh: All of the content came at once, and nothing was there before.
     """
 
     def __init__(
@@ -264,7 +268,7 @@ class Download:
         self._descriptor = descriptor
         self._say = say
         self._offset = 0
-        self.resumed = False
+        self.fresh = False
 
     def __call__(self, file: Sink, offset: int) -> None:
         """
@@ -274,6 +278,7 @@ class Download:
             ImageError: They are not to be had.
         """
         self._offset = offset
+        self.fresh = not offset
         places = ["", *(self._descriptor.urls or ())] if is_foreign(self._descriptor) else [""]
         for last, place in enumerate(places, 1 - len(places)):
             try:
@@ -289,7 +294,7 @@ class Download:
         moved = self._offset
         while self._offset < self._descriptor.size:
             asked = ""
-            self.resumed = self.resumed or self._offset > 0
+            self.fresh = self.fresh and not self._offset
             try:
                 with self._open(place) as answer:
                     asked = answer.header("Retry-After")
@@ -339,14 +344,12 @@ class Download:
             skip = self._offset
         else:
             self._refused(answer)
-        while data := answer.read():
+        while data := answer.read(_PIECE):
             if skip >= len(data):
                 skip -= len(data)
                 continue
             data, skip = data[skip:], 0
-            if self._offset + len(data) > size:
-                raise ImageError(f"is longer than the {size} bytes that the manifest says", self._about)
-            file.write(data)
+            file.write(data)  # which refuses what is too much
             self._offset += len(data)
             self._say(self._descriptor, self._offset)
         if self._offset < size:

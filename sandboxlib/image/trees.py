@@ -71,11 +71,28 @@ def unpack_all(
     cancelled: Cancelled,
 ) -> tuple[str, ...]:
     """Unpack the layers that are missing, from the lowest; returns the folders, the topmost first."""
-    done: list[str] = []
-    for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True):
-        unpack_one(store, layer, diff_id, owner, done[::-1], progress=progress, cancelled=cancelled)
-        done.append(store.layer_folder(owner, diff_id))
-    return tuple(dict.fromkeys(done[::-1]))
+    for number in range(len(manifest.layers)):
+        unpack_to(store, manifest, config, owner, number, cancelled, progress=progress)
+    paths = [store.layer_folder(owner, diff_id) for diff_id in reversed(config.rootfs.diff_ids)]
+    # An empty layer may be there several times.
+    return tuple(dict.fromkeys(paths))
+
+
+def unpack_to(
+    store: Store,
+    manifest: Manifest,
+    config: ImageConfig,
+    owner: Owner,
+    number: int,
+    cancelled: Cancelled,
+    *,
+    progress: Callable[[Progress], object] | None = None,
+) -> None:
+    """Unpack layer *number* on top of those below it, which are unpacked."""
+    diff_ids = config.rootfs.diff_ids
+    lowers = [store.layer_folder(owner, diff_id) for diff_id in diff_ids[:number]][::-1]
+    layer = manifest.layers[number]
+    unpack_one(store, layer, diff_ids[number], owner, lowers, progress=progress, cancelled=cancelled)
 
 
 def unpack_one(
@@ -210,4 +227,4 @@ def empty(store: Store, name: str, owner: Owner) -> None:
         os.close(fd)
 
 
-__all__ = ["boot", "discard", "empty", "folder", "known", "unpack_all", "unpack_one"]
+__all__ = ["boot", "discard", "empty", "folder", "known", "unpack_all", "unpack_one", "unpack_to"]

@@ -51,10 +51,10 @@ def may_be_plain(registry: str, insecure: bool | None) -> bool:
 
     Args:
         registry: Host, with its port if it has one.
-        insecure: What the caller says; None leaves it to the address and the environment.
+        insecure: Whether the caller lets it; if not, the address and the environment may.
     """
-    if insecure is not None:
-        return insecure
+    if insecure:
+        return True
     listed = {entry.strip() for entry in os.environ.get(INSECURE, "").split(",")} - {""}
     return is_loopback(host_of(registry)) or registry in listed
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from urllib.parse import quote, urlsplit
 
 from sandboxlib.errors import ImageError
@@ -78,23 +78,26 @@ class Upload:
         self._part = part
         self._url = ""
 
-    def run(self) -> bool:
+    def run(self) -> Literal["exists", "mounted", "pushed"]:
         """
-        See that the registry has the blob; False if it had it, or has taken it from another repository.
+        See that the registry has the blob.
+
+        Returns:
+            Whether it had it, has taken it from another repository, or was sent it.
 
         Raises:
             ImageError: It cannot be brought there.
         """
         if self._there():
-            return False
+            return "exists"
         for number in range(_STARTS):
             # Mounting is tried once: what follows a lost upload is another upload.
             if self._begin(() if number else self._mount_from):
-                return False
+                return "mounted"
             try:
                 with self._source() as file:
                     self._send(file)
-                return True
+                return "pushed"
             except _LostError as lost:
                 if number == _STARTS - 1:
                     raise lost.error from None
@@ -212,10 +215,10 @@ class Upload:
         with answer:
             text = answer.start(ERROR_LIMIT)
             if answer.status not in (201, 204):
-                error = self._refusal(answer, text, "pushing")
+                refused = self._refusal(answer, text, "pushing")
                 if answer.status in (408, 429) or answer.status >= 500:
-                    raise _LostError(error)
-                raise error
+                    raise _LostError(refused)
+                raise refused
 
     def _arrived(self) -> bool:
         try:

@@ -34,6 +34,9 @@ class Crew:
         cancelled: Raises to give up; called in the thread that waits.
         on_event: Gets what the threads `say`; called in the thread that waits.
         threads: How many.
+
+    Attributes:
+        cancelled: As given.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Crew:
         threads: int = 4,
     ) -> None:
         self._stop = stop
-        self._cancelled = cancelled
+        self.cancelled = cancelled
         self._on_event = on_event
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="sandboxlib-image")
         self._queue: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
@@ -74,7 +77,7 @@ class Crew:
     def done(self, count: int) -> Iterator[Future[Any]]:
         """The next *count* calls that have ended, as they end; calls back in between."""
         while count:
-            self._cancelled()
+            self.cancelled()
             try:
                 ended, what = self._queue.get(timeout=PATIENCE)
             except queue.Empty:
@@ -83,6 +86,13 @@ class Crew:
                 count -= 1
                 yield what
             elif self._on_event is not None:
+                self._on_event(what)
+
+    def drain(self) -> None:
+        """Call back with what was said and not handed on yet; all calls have ended."""
+        while self._on_event is not None and not self._queue.empty():
+            ended, what = self._queue.get()
+            if not ended:
                 self._on_event(what)
 
     def run(self, function: Callable[[], T]) -> T:

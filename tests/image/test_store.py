@@ -14,6 +14,7 @@ import pytest
 
 from sandboxlib.errors import ImageError, SpecError, StateError, ViolationError
 from sandboxlib.image import trees
+from sandboxlib.image.blobs import Download, Sink
 from sandboxlib.image.model import Descriptor
 from sandboxlib.image.platform import parse_platform
 from sandboxlib.image.store import Store
@@ -124,7 +125,7 @@ def test_what_is_no_image_says_so(store: Store) -> None:
             "artifactType": "application/vnd.example.sbom",
             "config": {
                 "mediaType": "application/vnd.oci.empty.v1+json",
-                "digest": store.add(b"{}"),
+                "digest": empty,
                 "size": 2,
             },
             "layers": [],
@@ -139,10 +140,10 @@ def test_what_is_no_image_says_so(store: Store) -> None:
 # ---- blobs ------------------------------------------------------------------------------------------
 
 
-def _download(content: bytes, calls: list[int]) -> object:
-    def download(sink: object, offset: int) -> None:
+def _download(content: bytes, calls: list[int]) -> Download:
+    def download(sink: Sink, offset: int) -> None:
         calls.append(offset)
-        sink.write(content[offset:])  # type: ignore[attr-defined]
+        sink.write(content[offset:])
 
     return download
 
@@ -154,8 +155,8 @@ def _described(content: bytes) -> Descriptor:
 def test_a_blob_is_fetched_once(store: Store) -> None:
     content, calls = b"content" * 1000, list[int]()
     wanted = _described(content)
-    assert store.fetch(wanted, _download(content, calls))  # type: ignore[arg-type]
-    assert not store.fetch(wanted, _download(content, calls))  # type: ignore[arg-type]
+    assert store.fetch(wanted, _download(content, calls))
+    assert not store.fetch(wanted, _download(content, calls))
     assert calls == [0]
     assert store.read(wanted.digest, 10_000) == content
 
@@ -164,14 +165,14 @@ def test_a_download_goes_on_where_it_was_broken_off(store: Store) -> None:
     content, calls = os.urandom(100_000), list[int]()
     wanted = _described(content)
 
-    def broken(sink: object, offset: int) -> None:
-        sink.write(content[offset : offset + 30_000])  # type: ignore[attr-defined]
+    def broken(sink: Sink, offset: int) -> None:
+        sink.write(content[offset : offset + 30_000])
         raise ConnectionError("the line is dead")
 
     for _ in range(2):
         with pytest.raises(ConnectionError):
-            store.fetch(wanted, broken)  # type: ignore[arg-type]
-    assert store.fetch(wanted, _download(content, calls))  # type: ignore[arg-type]
+            store.fetch(wanted, broken)
+    assert store.fetch(wanted, _download(content, calls))
     assert calls == [60_000]
 
 
@@ -180,9 +181,9 @@ def test_what_is_wrong_does_not_stay(store: Store, wrong: bytes) -> None:
     wanted = _described(b"content")
     calls: list[int] = []
     with pytest.raises(ImageError):
-        store.fetch(wanted, _download(wrong, calls))  # type: ignore[arg-type]
+        store.fetch(wanted, _download(wrong, calls))
     assert not store.has(wanted.digest)
-    store.fetch(wanted, _download(b"content", calls))  # type: ignore[arg-type]
+    store.fetch(wanted, _download(b"content", calls))
     assert store.read(wanted.digest, 100) == b"content"
 
 
@@ -191,12 +192,12 @@ def test_who_waits_for_another_download_can_give_up(store: Store) -> None:
     wanted = _described(content)
     began, go_on = threading.Event(), threading.Event()
 
-    def slow(sink: object, _offset: int) -> None:
+    def slow(sink: Sink, _offset: int) -> None:
         began.set()
         assert go_on.wait(30)
-        sink.write(content)  # type: ignore[attr-defined]
+        sink.write(content)
 
-    thread = threading.Thread(target=lambda: store.fetch(wanted, slow))  # type: ignore[arg-type]
+    thread = threading.Thread(target=lambda: store.fetch(wanted, slow))
     thread.start()
     assert began.wait(30)
 
@@ -204,10 +205,10 @@ def test_who_waits_for_another_download_can_give_up(store: Store) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.fetch(wanted, slow, cancelled=cancelled)  # type: ignore[arg-type]
+        store.fetch(wanted, slow, cancelled=cancelled)
     go_on.set()
     thread.join()
-    assert not store.fetch(wanted, slow)  # type: ignore[arg-type]
+    assert not store.fetch(wanted, slow)
 
 
 def test_a_damaged_blob_is_not_believed(store: Store) -> None:
@@ -351,13 +352,13 @@ def test_a_download_under_way_is_not_pruned(store: Store) -> None:
     wanted = _described(content)
     gone = []
 
-    def download(sink: object, _offset: int) -> None:
-        sink.write(content[:3])  # type: ignore[attr-defined]
+    def download(sink: Sink, _offset: int) -> None:
+        sink.write(content[:3])
         gone.append(store.prune(all=True))
-        sink.write(content[3:])  # type: ignore[attr-defined]
+        sink.write(content[3:])
 
     with store.lease_of([wanted.digest]):
-        assert store.fetch(wanted, download)  # type: ignore[arg-type]
+        assert store.fetch(wanted, download)
         assert store.prune(all=True).blobs == 0
         assert store.has(wanted.digest)
     assert gone[0].blobs == 0

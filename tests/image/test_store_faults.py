@@ -31,7 +31,8 @@ number = 0
 while True:
     number += 1
     with store.growing():
-        image = put(store, f"docker.io/library/a:{seed}-{number % 3}", [layer(1), layer(seed * 1000 + number, 200_000)])
+        layers = [layer(1), layer(seed * 1000 + number, 200_000)]
+        image = put(store, f"docker.io/library/a:{seed}-{number % 3}", layers)
         lease = store.lease(image)
     with lease:
         manifest = store.manifest(image)
@@ -56,6 +57,7 @@ def writer(path: Path, seed: int, *more: str) -> subprocess.Popen[bytes]:
 def test_a_program_killed_at_any_moment_leaves_a_store_that_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "store"
     chance = random.Random(4)
+    store = Store(str(path))
     for seed in range(20):
         with writer(path, seed) as process:
             assert process.stdout is not None

@@ -113,8 +113,8 @@ def test_names_need_not_be_text(tmp_path: Path) -> None:
 def test_long_names_in_each_format(tmp_path: Path, format_: int) -> None:
     name = "/".join(["folder-of-some-length"] * 6) + "/file"
     entries = [entry(name, b"x")]
+    long = "/".join(["n" * 200] * 3)
     if format_ != tarfile.USTAR_FORMAT:
-        long = "/".join(["n" * 200] * 3)
         entries += [entry(long, b"y"), symlink("soft", long), link("hard", long)]
     unpacked(tmp_path / "top", tar(*entries, format=format_))
     assert (tmp_path / "top" / name).read_bytes() == b"x"

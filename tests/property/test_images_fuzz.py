@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from sandboxlib.image import model
 from sandboxlib.image.extract import Limits
 from sandboxlib.reference import Reference
 
-from layers import END, MINE, entry, folder, link, listing, pax, raw_entry, symlink, tar, unpacked, zipped
+from layers import END, entry, folder, link, listing, pax, raw_entry, symlink, tar, unpacked, zipped
 
 SMALL = Limits(size=1 << 20, entries=200)
 PARTS = st.sampled_from(
@@ -77,15 +78,14 @@ def test_no_layer_writes_outside(parts: list[bytes], compressed: bool, cut: int)
         (top / "low").mkdir()
         (top / "low/a").symlink_to(top / "outside")
         (top / "low/b").mkdir()
-        try:
+        # Any of ours will do.
+        with suppress(SandboxError):
             unpacked(
                 top / "tree",
                 blob[: len(blob) - cut] if cut > 500 else blob,
                 limits=SMALL,
                 lowers=[top / "low"],
             )
-        except SandboxError:
-            pass
         assert sorted(os.listdir(top)) == ["low", "outside", "tree"]
         assert listing(top / "outside") == {"secret": ("-", "secret")}
         assert sorted(os.listdir(top / "low")) == ["a", "b"]
@@ -147,7 +147,7 @@ JSON = st.recursive(
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.one_of(JSON.map(lambda value: __import__("json").dumps(value).encode()), st.binary(max_size=200)))
+@given(st.one_of(JSON.map(lambda value: json.dumps(value).encode()), st.binary(max_size=200)))
 def test_documents_are_read_or_refused(raw: bytes) -> None:
     for read in (model.decode_manifest, model.decode_config):
         try:
@@ -164,6 +164,3 @@ def test_names_are_read_the_same_again_or_refused(text: str) -> None:
         return
     assert Reference.parse(str(found)) == found
     assert Reference.parse(found.familiar) == found
-
-
-assert MINE

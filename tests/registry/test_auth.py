@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image import auth, helper, retry
+from sandboxlib.image.answers import refusal
 from sandboxlib.image.auth import Credentials
 from sandboxlib.image.challenge import Challenge, parse
 
@@ -61,6 +64,31 @@ def test_a_long_header_is_read_in_little_time() -> None:
     for text in ('Basic realm="' + "\\" * 100_000, "a=" * 100_000, "," * 100_000, "Basic " + "a=b," * 50_000):
         parse([text])
     assert time.monotonic() - began < 2
+
+
+@given(st.lists(st.text(alphabet='Basic Bearer=",\\\t@/+realm~', max_size=60), max_size=3))
+def test_any_header_is_read(headers: list[str]) -> None:
+    for challenge in parse(headers):
+        assert challenge.scheme
+        assert challenge.scheme == challenge.scheme.lower()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=20),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["errors", "code", "message"]), inner)
+        ),
+        max_leaves=8,
+    ),
+    st.binary(max_size=30),
+)
+def test_any_refusal_becomes_an_error_of_one_line(value: object, tail: bytes) -> None:
+    for body in (json.dumps(value).encode(), json.dumps({"errors": [value]}).encode(), tail):
+        error = refusal(500, body, "asking", "a/b")
+        assert str(error).isprintable()
+        assert len(str(error)) < 1000
 
 
 # --- files ----------------------------------------------------------------------------------------------

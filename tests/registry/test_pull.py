@@ -66,6 +66,24 @@ def test_by_its_digest_too(plain: Server, image: dict[str, Any], store: Store) -
     assert store.resolve(name) is not None
 
 
+@pytest.mark.parametrize(
+    "options", [("--format", "v2s2"), ("--format", "oci", "--dest-compress-format", "zstd")]
+)
+def test_what_skopeo_makes_of_it_is_pulled(
+    plain: Server, image: dict[str, Any], store: Store, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    registries.layout(tmp_path / "image", seed=options[-1])
+    target = f"{plain.name}/made:{options[-1]}"
+    registries.skopeo(
+        "copy", *options, "--dest-tls-verify=false", f"oci:{tmp_path / 'image'}:1", f"docker://{target}"
+    )
+    told = json.loads(registries.skopeo("inspect", "--tls-verify=false", f"docker://{target}").stdout)
+    found = pull(store, target)
+    assert found.digest == told["Digest"]
+    assert "docker" in found.media_type or options[1] == "oci"
+    assert all(store.has(digest) for digest in told["Layers"])
+
+
 def test_what_is_there_is_not_fetched_again(proxy: Proxy, image: dict[str, Any], store: Store) -> None:
     pull(store, f"{proxy.name}/app:1")
     proxy.log.clear()
@@ -73,7 +91,7 @@ def test_what_is_there_is_not_fetched_again(proxy: Proxy, image: dict[str, Any],
     pull(store, f"{proxy.name}/app:1", on_progress=events.append)
     asked = [(seen.method, seen.path) for seen in proxy.log]
     assert asked == [("GET", "/v2/"), ("HEAD", "/v2/app/manifests/1")]
-    assert {event.kind for event in events} == {"pulling", "exists", "done"}
+    assert {event.kind for event in events} == {"resolving", "exists", "done"}
     # By digest nobody is asked at all.
     proxy.log.clear()
     pull(store, f"{proxy.name}/app@{image['digest']}")
@@ -100,7 +118,7 @@ def test_progress_is_told_in_the_callers_thread(plain: Server, image: dict[str, 
 
     pull(store, f"{plain.name}/app:1", on_progress=on_progress)
     assert threads == {threading.get_ident()}
-    assert (events[0].kind, events[-1].kind) == ("pulling", "done")
+    assert (events[0].kind, events[-1].kind) == ("resolving", "done")
     assert events[-1].digest == image["digest"]
     for layer in image["layers"]:
         mine = [event for event in events if event.digest == layer["digest"]]
@@ -131,19 +149,17 @@ def test_at_most_four_layers_are_fetched_at_once(proxy: Proxy, image: dict[str, 
     stalled = threading.Event()
     proxy.faults = [Fault("GET", layer["digest"], stall=stalled) for layer in image["layers"]]
     deadline = time.monotonic() + 10
-    waiting = 0
 
     def cancelled() -> None:
-        nonlocal waiting
-        waiting = sum(layer["digest"] in seen.path for seen in proxy.log for layer in image["layers"])
-        if waiting == 4:
+        # The config came before them.
+        if len(proxy.asked("GET", "/blobs/")) == 1 + 4 and not stalled.is_set():
             time.sleep(0.2)
-            assert len(proxy.asked("GET", "/blobs/")) == 1 + 4  # the config before them
+            assert len(proxy.asked("GET", "/blobs/")) == 1 + 4
             stalled.set()
         assert time.monotonic() < deadline
 
     pull(store, f"{proxy.name}/app:1", cancelled=cancelled)
-    assert waiting == 5
+    assert len(proxy.asked("GET", "/blobs/")) == 1 + 5
 
 
 def test_a_layer_that_comes_twice_is_fetched_once(proxy: Proxy, store: Store, tmp_path: Path) -> None:
@@ -197,9 +213,7 @@ def test_the_image_for_the_platform_is_pulled(
     for name in (f"{plain.name}/many:1", f"{plain.name}/many@{index['']}"):
         found = pull(store, name, platform=platform)
         assert found.digest == index[architecture]
-        kept = store.resolve(name)
-        assert kept is not None
-        assert kept.digest == found.digest
+        assert {digest.digest for known, digest in store.names() if known == name} == {found.digest}
         others = {digest for known, digest in index.items() if known not in ("", architecture)}
         assert not any(store.has(digest) for digest in others)
 
@@ -223,7 +237,7 @@ def test_an_image_without_index_has_to_be_for_the_platform(
 
 def test_a_name_that_makes_no_sense_is_refused(store: Store) -> None:
     with pytest.raises(SpecError):
-        pull(store, "UPPER/case")
+        pull(store, "localhost:1/UPPER")
     with pytest.raises(SpecError):
         pull(store, "localhost:1/a", platform="linux")
     with pytest.raises(SpecError):
@@ -249,9 +263,34 @@ def test_what_is_not_an_image_is_refused(plain: Server, store: Store, tmp_path: 
     refused(plain, store, tmp_path, {"config": config}, r"not an image.*vnd\.example\.chart")
 
 
+def test_schema_1_is_refused_with_a_clear_word(proxy: Proxy, store: Store) -> None:
+    old = {
+        "schemaVersion": 1,
+        "name": "app",
+        "tag": "1",
+        "architecture": "amd64",
+        "fsLayers": [],
+        "history": [],
+    }
+    kind = {"Content-Type": "application/vnd.docker.distribution.manifest.v1+prettyjws"}
+    proxy.faults = [Fault("GET", "/manifests/", status=200, body=json.dumps(old).encode(), headers=kind)]
+    with pytest.raises(ImageError, match=r"schema.?1"):
+        pull(store, f"{proxy.name}/app:old")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b"null", b"\xff", b'{"schemaVersion":2}', b"[" * 100_000]
+)
+def test_a_manifest_that_is_nonsense_is_an_error_of_ours(proxy: Proxy, store: Store, body: bytes) -> None:
+    proxy.faults = [Fault("GET", "/manifests/", status=200, body=body)]
+    with pytest.raises(ImageError):
+        pull(store, f"{proxy.name}/app:strange")
+    assert store.resolve(f"{proxy.name}/app:strange") is None
+
+
 def test_layers_and_config_have_to_agree(plain: Server, store: Store, tmp_path: Path) -> None:
     manifest = registries.layout(tmp_path)
-    refused(plain, store, tmp_path, {"layers": manifest["layers"][:1]}, "has 1 layers, and 2 in its config")
+    refused(plain, store, tmp_path, {"layers": manifest["layers"][:1]}, "lists 2 layers, and its manifest 1")
 
 
 @pytest.mark.parametrize("step", [-1, 1])

@@ -134,6 +134,16 @@ def test_a_registry_token_is_sent_as_it_is(tokens: TokenServer, server: Server) 
     assert tokens.requests == []
 
 
+@pytest.mark.parametrize("token", ["secret\r\nX: y", "secr\u00e9t"])
+def test_a_registry_token_cannot_be_more_than_a_header(
+    server: Server, tokens: TokenServer, token: str
+) -> None:
+    given = Credentials(registry_token=token)
+    with Registry(server.name, credentials=given) as registry, pytest.raises(ImageError) as caught:
+        registry.tags("team/app")
+    assert "secr" not in str(caught.value)
+
+
 def test_a_token_that_the_registry_forgot_is_fetched_anew_once(tokens: TokenServer, server: Server) -> None:
     with Proxy(server.port) as proxy, Registry(proxy.name, credentials=ALICE) as registry:
         registry.tags("team/app")
