@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sandboxlib.image.progress import Progress
     from sandboxlib.images import Image
 
-INSECURE = "plain HTTP or an unknown certificate will do"
+INSECURE = "plain HTTP will do where TLS is not spoken"
 
 Carry = Callable[[argparse.Namespace], int]
 

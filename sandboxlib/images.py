@@ -98,7 +98,7 @@ class Image(AnyImage):
             reference: Such as ``"registry.example:5000/team/app:1.2"``; short names are Docker Hub's.
             platform: Such as ``"linux/arm64/v8"``; this machine's where nothing is said.
             on_progress: Called with each `Progress`.
-            insecure: Plain HTTP, or a certificate that nobody has signed, will do.
+            insecure: Plain HTTP will do where TLS is not spoken; it always does for this machine itself.
             ca: File with the certificates to trust.
             credentials: User and password; those of Docker's and podman's files where nothing is said.
 

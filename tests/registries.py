@@ -16,6 +16,7 @@ import io
 import json
 import os
 import random
+import select
 import socket
 import socketserver
 import ssl
@@ -403,6 +404,9 @@ class Proxy:
             def _any(self) -> None:
                 owner._serve(self)
 
+            def do_CONNECT(self) -> None:
+                owner._tunnel(self)
+
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _any  # noqa: N815
 
         self._server = _Server(Handler, tls(keys) if keys else None)
@@ -440,6 +444,25 @@ class Proxy:
                     fault.times -= 1
                     return fault
         return None
+
+    def _tunnel(self, handler: _Handler) -> None:
+        """Connect a client to the registry, whatever host it asks for."""
+        seen = Seen("CONNECT", handler.path, {name.title(): value for name, value in handler.headers.items()})
+        self.log.append(seen)
+        handler.close_connection = True
+        with socket.create_connection(("127.0.0.1", self.upstream)) as upstream:
+            handler.send_response_only(200)
+            handler.end_headers()
+            ends = {handler.connection: upstream, upstream: handler.connection}
+            while True:
+                ready, _, _ = select.select(list(ends), [], [], 30)
+                for sock in ready:
+                    data = sock.recv(CHUNK)
+                    if not data:
+                        return
+                    ends[sock].sendall(data)
+                if not ready:
+                    return
 
     def _serve(self, handler: _Handler) -> None:
         # A client of an HTTP proxy sends the whole URL.

@@ -187,10 +187,10 @@ class Store(Blobs):
             if is_digest(reference):
                 return self._by_digest(reference)
             reference = Reference.parse(reference)
-        if reference.digest:
-            return self._by_digest(reference.digest)
         name = str(reference)
-        return next((entry for entry in self.index() if name_of(entry) == name), None)
+        # With a digest too: it may be an index's, whose image for this machine has the name.
+        found = next((entry for entry in self.index() if name_of(entry) == name), None)
+        return self._by_digest(reference.digest) if found is None and reference.digest else found
 
     def _by_digest(self, digest: str) -> Descriptor | None:
         for entry in self.index():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sandboxlib.image import retry
+
 import registries
 from registries import Keys, Proxy, Server
 
@@ -24,6 +26,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
     return folder
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between tries that are shorter than people would want, with all else as it is."""
+    monkeypatch.setattr(retry, "_FIRST", 0.02)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from sandboxlib.errors import ImageError, SpecError
-from sandboxlib.image import retry
 from sandboxlib.image.answers import RegistryError, UnreachableError
 from sandboxlib.image.model import OCI_MANIFEST, Descriptor
 from sandboxlib.image.registry import Registry, refer
@@ -20,7 +19,11 @@ from sandboxlib.image.registry import Registry, refer
 import registries
 from registries import Fault, Proxy, Server
 
-pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "skopeo")]
+pytestmark = [
+    pytest.mark.leaks,
+    pytest.mark.tool("docker-registry", "skopeo"),
+    pytest.mark.usefixtures("hasty"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -287,8 +290,7 @@ def answered(ask: Callable[[], object]) -> None:
         b"SSH-2.0-OpenSSH_9.2\r\n",
     ],
 )
-def test_any_answer_at_all_is_an_error_of_ours(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "_FIRST", 0.001)
+def test_any_answer_at_all_is_an_error_of_ours(raw: bytes) -> None:
     with registries.raw(raw) as port, Registry(f"localhost:{port}") as registry:
         for ask in (lambda: registry.tags("a"), lambda: registry.manifest("a", "1"), registry.ping):
             with pytest.raises(ImageError):

@@ -18,7 +18,11 @@ from sandboxlib.image.transfer import pull
 import registries
 from registries import Fault, Proxy, Server
 
-pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "skopeo")]
+pytestmark = [
+    pytest.mark.leaks,
+    pytest.mark.tool("docker-registry", "skopeo"),
+    pytest.mark.usefixtures("hasty"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,11 @@ from sandboxlib.reference import Reference
 import registries
 from registries import Fault, Proxy, Server
 
-pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "skopeo")]
+pytestmark = [
+    pytest.mark.leaks,
+    pytest.mark.tool("docker-registry", "skopeo"),
+    pytest.mark.usefixtures("hasty"),
+]
 
 PART = 64 << 10
 

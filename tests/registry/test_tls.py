@@ -21,7 +21,11 @@ from sandboxlib.image.registry import Registry
 import registries
 from registries import Fault, Keys, Proxy, Server
 
-pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "htpasswd", "openssl")]
+pytestmark = [
+    pytest.mark.leaks,
+    pytest.mark.tool("docker-registry", "htpasswd", "openssl"),
+    pytest.mark.usefixtures("hasty"),
+]
 
 ALICE = ("alice", "hunter2")
 
@@ -225,6 +229,26 @@ def test_a_proxy_of_the_environment_is_used(proxy: Proxy, monkeypatch: pytest.Mo
     login = "Basic " + base64.b64encode(b"user:hunter2").decode()
     assert proxy.log[0].headers["Proxy-Authorization"] == login
     assert proxy.log[0].headers["Host"] == "registry.test:5000"
+
+
+def test_tls_goes_through_a_proxy_from_end_to_end(
+    secure: Server, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(secure.port) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://us%20er:hunter2@127.0.0.1:{proxy.port}")
+        with Registry("registry.test:5000", credentials=ALICE, ca=str(keys.ca)) as registry:
+            registry.catalogue()
+        (seen,) = proxy.log
+        assert (seen.method, seen.path) == ("CONNECT", "registry.test:5000")
+        login = "Basic " + base64.b64encode(b"us er:hunter2").decode()
+        assert seen.headers["Proxy-Authorization"] == login
+        # The certificate is that of the registry, not of whoever is on the way.
+        proxy.log.clear()
+        with (
+            Registry("other.test:5000", credentials=ALICE, ca=str(keys.ca)) as registry,
+            pytest.raises(UnreachableError, match="not trusted"),
+        ):
+            registry.catalogue()
 
 
 @pytest.mark.parametrize(

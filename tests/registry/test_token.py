@@ -18,7 +18,11 @@ from sandboxlib.image.registry import Registry, login, logout
 import registries
 from registries import Fault, Keys, Proxy, Server, TokenServer
 
-pytestmark = [pytest.mark.leaks, pytest.mark.tool("docker-registry", "htpasswd", "openssl", "skopeo")]
+pytestmark = [
+    pytest.mark.leaks,
+    pytest.mark.tool("docker-registry", "htpasswd", "openssl", "skopeo"),
+    pytest.mark.usefixtures("hasty"),
+]
 
 ALICE = ("alice", "hunter2")
 
