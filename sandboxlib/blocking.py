@@ -11,8 +11,9 @@ from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
+from sandboxlib.engine.planned import current_plan
 from sandboxlib.engine.request import DEVNULL, PIPE, STDOUT, UNSAID
-from sandboxlib.engine.sandbox import Engine, current_plan
+from sandboxlib.engine.sandbox import Engine
 from sandboxlib.engine.waiter import BLOCKING, complete
 from sandboxlib.errors import StateError
 from sandboxlib.files import Files
@@ -322,6 +323,19 @@ class Sandbox:
     def stats(self) -> Stats:
         """What it uses now."""
         return verbs.stats(self._live())
+
+    def port(self, inside: int, protocol: str = "tcp") -> int:
+        """
+        Return the host's port that leads to the port *inside*; the first, if there are several.
+
+        Raises:
+            SpecError: None does.
+        """
+        return verbs.port(self._live(), inside, protocol)
+
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """Return its addresses by the name of the network."""
+        return verbs.addresses(self._live())
 
     def pause(self) -> None:
         """Stop every process in it. Raises: UnsupportedError: There is no cgroup."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import attrs
@@ -69,7 +69,7 @@ class SandboxSpec:
         namespaces: At most one of each kind; the others are new.
         cgroup: Further limits.
         mounts: What is mounted besides the root; sorted, so that parents come first.
-        network: A `Network`, or ``"none"`` or ``"host"``.
+        network: A `Network`, a list of bridges, or ``"none"``, ``"host"``, ``"bridge"``, ``"user"``.
         ports: ``{8080: 80, "127.0.0.1:5353/udp": 53}``: the host's side, then the port inside.
         hostname: Its name, and on a network the name that neighbours find it by.
         domainname: Its NIS domain name.
@@ -116,7 +116,7 @@ class SandboxSpec:
         namespaces: Iterable[Namespace] = (),
         cgroup: CGroup | None = None,
         mounts: Iterable[Mount] = (),
-        network: Network | str | None = None,
+        network: Network | Sequence[Network] | str | None = None,
         ports: Mapping[int | str, int] | None = None,
         hostname: str | None = None,
         domainname: str | None = None,
@@ -296,9 +296,11 @@ def _unique(field: str, value: object, kind: type[T], key: Callable[[T], str]) -
 def _network(value: object) -> Network | None:
     if value is None or isinstance(value, Network):
         return value
-    if isinstance(value, str) and value in ("none", "host"):
-        return Network(value)
-    raise SpecError("network", value, 'a Network, "none" or "host"')
+    if isinstance(value, str) and value in ("none", "host", "bridge", "user"):
+        return Network(value, name="default" if value == "bridge" else None)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, Network) for one in value):
+        return Network.several(value)
+    raise SpecError("network", value, 'a Network, a list of bridges, "none", "host", "bridge" or "user"')
 
 
 def _hostname(field: str, value: object) -> str:

@@ -16,8 +16,9 @@ from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
+from sandboxlib.engine.planned import current_plan
 from sandboxlib.engine.request import PIPE, UNSAID
-from sandboxlib.engine.sandbox import Engine, current_plan
+from sandboxlib.engine.sandbox import Engine
 from sandboxlib.errors import StateError
 from sandboxlib.limits import Limits
 from sandboxlib.plan.steps import Plan
@@ -303,6 +304,16 @@ class AsyncSandbox:
         """What it uses now."""
         await trio.lowlevel.checkpoint()
         return verbs.stats(self._live())
+
+    async def port(self, inside: int, protocol: str = "tcp") -> int:
+        """Return the host's port that leads to the port *inside*; as `Sandbox.port`."""
+        await trio.lowlevel.checkpoint()
+        return verbs.port(self._live(), inside, protocol)
+
+    async def addresses(self) -> dict[str, tuple[str, ...]]:
+        """Return its addresses by the name of the network."""
+        await trio.lowlevel.checkpoint()
+        return verbs.addresses(self._live())
 
     async def pause(self) -> None:
         """Stop every process in it. Raises: UnsupportedError: There is no cgroup."""

@@ -7,24 +7,26 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.engine.current import Program, program, resolve
-from sandboxlib.engine.encode import Compiled, encode, failure, precompile
+from sandboxlib.engine.encode import encode, failure
 from sandboxlib.engine.join import open_namespace
 from sandboxlib.engine.once import Once
+from sandboxlib.engine.planned import compiled, plan_start
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, StateError
-from sandboxlib.host import Host
 from sandboxlib.kernel import cgroup, launcher
 from sandboxlib.kernel.syscall import read_file
 from sandboxlib.plan import ceilings
 from sandboxlib.plan.command import serve
-from sandboxlib.plan.start import maps_by_tool, namespaces, needs_ids, start, to_join
+from sandboxlib.plan.network import is_made
+from sandboxlib.plan.start import maps_by_tool, namespaces, needs_ids, to_join
 from sandboxlib.plan.steps import Plan
 
 if TYPE_CHECKING:
+    from sandboxlib.engine.connect_network import Connected
     from sandboxlib.engine.process import Process
     from sandboxlib.engine.storage import Places
     from sandboxlib.spec import SandboxSpec
@@ -32,20 +34,8 @@ if TYPE_CHECKING:
 #: Of a task that is ending: include/linux/sched.h; proc_pid_stat(5), field 9.
 _PF_EXITING = 0x4
 
-plan_start = lru_cache(64)(start)
-
 #: Seconds that a pid 1 which was killed has to end before it is looked for what keeps it.
 _PATIENCE = 0.1
-
-
-@lru_cache(64)
-def _compiled(spec: SandboxSpec, host: Host) -> Compiled:
-    return precompile(plan_start(spec, host).steps)
-
-
-def current_plan(spec: SandboxSpec) -> Plan:
-    """The plan for this program on this machine."""
-    return plan_start(*resolve(spec))
 
 
 class Ended(NamedTuple):
@@ -80,6 +70,7 @@ class Engine:
         self.ids: int | None = None
         self.scratch = -1
         self.places: Places | None = None
+        self.connections: Connected | None = None
         self.ended: Ended | None = None
         self.closed = False
         self.frozen = False
@@ -127,7 +118,12 @@ class Engine:
 
             self.places = await prepare(self.waiter, spec, host)
             values.update(self.places.values)
-        code = _compiled(spec, host).fill(values)
+        if is_made(spec):
+            from sandboxlib.engine.connect_network import prepare as prepare_network
+
+            self.connections = await prepare_network(self.waiter, spec, host)
+            values.update(self.connections.values)
+        code = compiled(spec, host).fill(values)
         by_tool = maps_by_tool(host, modes)
         ours, theirs = launcher.socketpair()
         owner = read = write = -1
@@ -155,6 +151,7 @@ class Engine:
 
     async def _standing(self, control: int, sync: int, child: int) -> None:
         """Hear the launcher until pid 1 is ready."""
+        connections = self.connections
         while True:
             await self.waiter.ready({control: READ})
             report = launcher.receive(control)
@@ -165,6 +162,9 @@ class Engine:
                 if sync >= 0:
                     await self._map_ids()
                     os.write(sync, b"!")
+            elif report.kind == launcher.READY and connections is not None:
+                # Pid 1 goes on meanwhile, and will say once more that it is ready.
+                connections = await connections.connect(self.waiter, self.pid, report.fd)
             elif report.kind == launcher.READY:
                 self.scratch = report.fd
                 return
@@ -342,11 +342,12 @@ class Engine:
         await self.reap()
         launcher.close(self.pidfd, self.scratch)
         self.pidfd = self.scratch = -1
-        try:
-            if self.places is not None:
-                await self.places.release(self.waiter)
-        finally:
-            self._release()
+        async with contextlib.AsyncExitStack() as left:
+            # The last that is entered here goes first; what fails does not keep the others.
+            left.callback(self._release)
+            for part in (self.connections, self.places):
+                if part is not None:
+                    left.push_async_callback(part.release, self.waiter)
 
     def _release(self) -> None:
         try:

@@ -37,6 +37,7 @@ MEMBERS: dict[str, str] = {
     "namespace": "values",
     "cgroup": "values",
     "reference": "values",
+    "addresses": "values",
     "rootfs": "values",
     "mount": "values",
     "network": "values",

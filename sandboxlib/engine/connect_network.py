@@ -1,0 +1,100 @@
+"""Connects a sandbox: what its start and its end ask for, whatever kind of network it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from sandboxlib.engine.connections import Connections
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandboxlib.engine.ports import Taken
+    from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.host import Host
+    from sandboxlib.spec import SandboxSpec
+
+
+class Connected(Protocol):
+    """
+    What a sandbox has of networks.
+
+    Attributes:
+        values: For the plan.
+        published: (address, port, protocol, port inside) of each port.
+        addresses: By network.
+    """
+
+    values: Mapping[str, str]
+
+    @property
+    def published(self) -> list[list[str | int]]:
+        """What leads to it."""
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """By network."""
+
+    async def connect(self, waiter: Waiter, pid: int, fd: int) -> Connected | None:
+        """Pid 1 is there; *fd*, which is owned, or -1 came along. Returns what is still to be connected."""
+
+    async def release(self, waiter: Waiter) -> None:
+        """Let go of all. Idempotent."""
+
+
+class Bridged:
+    """On bridges. All waiting for the lock of their book is done where it stops nobody else."""
+
+    def __init__(self, spec: SandboxSpec, host: Host) -> None:
+        self._connections = Connections(spec, host)
+        self.values: Mapping[str, str] = {}
+
+    @property
+    def published(self) -> list[list[str | int]]:
+        """What leads to it."""
+        taken: Taken = self._connections.ports
+        return taken.published
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """By network."""
+        return self._connections.addresses
+
+    async def prepare(self, waiter: Waiter) -> None:
+        """Enter it on its networks."""
+        await waiter.work(self._connections.prepare)
+        self.values = self._connections.values
+
+    async def connect(self, waiter: Waiter, pid: int, fd: int) -> Connected | None:
+        """Make its interfaces."""
+        import socket
+
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0, fileno=fd) as inside:
+            await waiter.work(lambda: self._connections.connect(pid, inside))
+        return None
+
+    async def release(self, waiter: Waiter) -> None:
+        """Take it off."""
+        await waiter.work(self._connections.release)
+
+
+async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Connected:
+    """
+    Make what *spec*'s network needs outside.
+
+    Raises:
+        NetworkError: An address, a name or a port is taken.
+        UnsupportedError: This kernel cannot make it.
+        KernelError: A step failed; nothing is left of it.
+    """
+    made = Bridged(spec, host)
+    try:
+        await made.prepare(waiter)
+    except BaseException:
+        with waiter.shield():
+            await made.release(waiter)
+        raise
+    return made
+
+
+__all__ = ["Connected", "prepare"]
