@@ -9,4 +9,11 @@ from sandboxlib.engine.alone import (
     open_rootfs,
 )
 
-__all__ = ["OpenNamespace", "OpenNetwork", "OpenRootfs", "open_namespace", "open_network", "open_rootfs"]
+__all__ = [
+    "OpenNamespace",
+    "OpenNetwork",
+    "OpenRootfs",
+    "open_namespace",
+    "open_network",
+    "open_rootfs",
+]

@@ -296,16 +296,19 @@ class OpenNetwork:
     A network that exists for as long as this is open; made by `Network.open`.
 
     Attributes:
-        namespace: The network namespace, open as well.
-        gateway: Its first address, or None where it has none.
-        endpoints: Addresses by name of who is on it.
+        namespace: The network namespace, open as well; of a bridge, the host's.
+        gateway: A bridge's own address, else None.
     """
 
     def __init__(self, network: Network, namespace: OpenNamespace) -> None:
         self.network = network
         self.namespace = namespace
         self.gateway: str | None = None
-        self.endpoints: dict[str, str] = {}
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Addresses by name of who is on it; here nobody."""
+        return {}
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
@@ -325,13 +328,17 @@ class OpenNetwork:
 
 async def make_network(waiter: Waiter, network: Network) -> OpenNetwork:
     """
-    Make, or open, the network namespace of *network*.
+    Make the bridge *network*; or make, or open, the network namespace of another kind.
 
     Raises:
         UnsupportedError: It is of a kind that cannot be made alone.
     """
     from sandboxlib.namespace import Namespace
 
+    if network.kind == "bridge":
+        from sandboxlib.engine.held import hold
+
+        return await hold(waiter, network)
     if network.kind not in ("none", "host", "of"):
         raise UnsupportedError(
             f"a network of kind {network.kind!r}", "a part of sandboxlib that is not there yet"

@@ -16,7 +16,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from sandboxlib.engine import firewall, hosts, pool
-from sandboxlib.engine.ledger import Book, Member, Net
+from sandboxlib.engine.ledger import Book, Member, Net, folder, locked
 from sandboxlib.errors import KernelError, NetworkError, UnsupportedError
 from sandboxlib.kernel import netlink
 from sandboxlib.kernel.cgroup.owner import is_dead
@@ -312,4 +312,11 @@ def sweep(book: Book, host: Host) -> None:
         remove(book, net, host)
 
 
-__all__ = ["ensure", "filters_frames", "leave", "queue_of", "remove", "rename", "sweep"]
+def sweep_all(host: Host) -> None:
+    """The same, if there ever was a network."""
+    if os.path.isdir(folder(host.run_dir)):
+        with locked(host.run_dir) as book:
+            sweep(book, host)
+
+
+__all__ = ["ensure", "filters_frames", "leave", "queue_of", "remove", "rename", "sweep", "sweep_all"]

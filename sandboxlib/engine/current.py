@@ -47,6 +47,10 @@ class Program:
             from sandboxlib.engine.storage import sweep as sweep_layers
 
             await sweep_layers(waiter, self.host)
+            if self.host.privileged and self.host.nft:
+                from sandboxlib.engine.bridges import sweep_all
+
+                await waiter.work(lambda: sweep_all(self.host))
 
     def host_for(self, files: frozenset[str]) -> Host:
         """The host, and which bind sources are files; the same object each time."""
