@@ -69,6 +69,7 @@ class Host:
         ipv6: The kernel has IPv6.
         nft: ``library`` where libnftables is, else the path of nft(8), or empty.
         pasta, slirp4netns: Paths of these programs, or empty.
+        tun: /dev/net/tun may be opened, which both of them need.
     """
 
     kernel: tuple[int, int]
@@ -92,3 +93,4 @@ class Host:
     nft: str = ""
     pasta: str = ""
     slirp4netns: str = ""
+    tun: bool = False

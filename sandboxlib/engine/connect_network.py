@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandboxlib.engine.ports import Taken
+    from sandboxlib.engine.usernet import Userland
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
     from sandboxlib.spec import SandboxSpec
@@ -87,7 +88,13 @@ async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Connected:
         UnsupportedError: This kernel cannot make it.
         KernelError: A step failed; nothing is left of it.
     """
-    made = Bridged(spec, host)
+    made: Bridged | Userland
+    if spec.network is not None and spec.network.kind == "user":
+        from sandboxlib.engine.usernet import Userland
+
+        made = Userland(spec, host)
+    else:
+        made = Bridged(spec, host)
     try:
         await made.prepare(waiter)
     except BaseException:

@@ -141,7 +141,7 @@ def of_ports(net: Net, member: Member) -> list[Element]:
 
 def install(book: Book, host: Host) -> None:
     """
-    Load the whole table as the book says, in place of what there may be of it.
+    Load the whole table as the book says; it is not there yet.
 
     Raises:
         UnsupportedError: There is no nftables here.
@@ -152,7 +152,7 @@ def install(book: Book, host: Host) -> None:
         if member.network in book.networks:
             elements += of_ports(book.networks[member.network], member)
     elements += [("closed", f'"{link}"') for links, _ in book.forwarding.values() for link in links]
-    text = f"add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{{_CHAINS}}}\n"
+    text = f"table inet {TABLE} {{{_CHAINS}}}\n"
     nftables.apply(text + _lines("add", dict.fromkeys(elements)), host.nft)
 
 

@@ -1,8 +1,8 @@
 """
 Ports of the host that lead to a sandbox: taken for as long as they are published.
 
-A socket is bound to each, and never listens: so nobody else gets it, and whoever finds it while
-no rule leads on is refused.
+A socket is bound to each, and does not listen where it can be had without: so nobody else gets it,
+and whoever finds it while no rule leads on is refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Taken:
             if family == socket.AF_INET6:
                 held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
             try:
-                held.bind((address, port.port))
+                _bind(held, address, port.port)
             except OSError as error:
                 raise _refused(port, error) from None
             self.published.append([port.address, held.getsockname()[1], port.protocol, port.target])
@@ -58,6 +58,19 @@ class Taken:
         sockets, self._sockets = self._sockets, []
         for held in sockets:
             held.close()
+
+
+def _bind(held: socket.socket, address: str, port: int) -> None:
+    try:
+        held.bind((address, port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or held.type != socket.SOCK_STREAM:
+            raise
+        # Perhaps only by connections that have ended. Then it can be had, but others could have it as
+        # well, unless it listens.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((address, port))
+        held.listen(1)
 
 
 def _refused(port: Port, error: OSError) -> NetworkError:

@@ -169,6 +169,15 @@ def route(link: int, destination: str, gateway: str) -> Message:
     return Message(_NEWROUTE, _CREATE | _EXCL, body, f"ip route add {destination} via {gateway}")
 
 
+def unreachable(destination: str) -> Message:
+    """Let a range lead nowhere. Kernel: RTN_UNREACHABLE."""
+    network = ip_network(destination)
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    body = _ROUTE.pack(family, network.prefixlen, 0, 0, 254, 4, 0, 7, 0)
+    body += attribute(1, network.network_address.packed)
+    return Message(_NEWROUTE, _CREATE | _EXCL, body, f"ip route add unreachable {destination}")
+
+
 def open_socket(protocol: int = ROUTE) -> socket.socket:
     """A socket in this thread's network namespace; the caller closes it."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -313,6 +322,7 @@ __all__ = [
     "open_socket",
     "route",
     "routes",
+    "unreachable",
     "up",
     "veth",
     "without_ipv6",

@@ -80,6 +80,7 @@ def probe() -> Host:
         nft=_nft() if privileged else "",
         pasta=_tool("pasta") or "",
         slirp4netns=_tool("slirp4netns") or "",
+        tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
     )
 
 

@@ -92,11 +92,14 @@ def _check_user(spec: SandboxSpec, host: Host) -> None:
         raise UnsupportedError(what, "a program without root's rights", "use Network.bridge()")
     if not (host.pasta or host.slirp4netns):
         raise UnsupportedError(what, "pasta(1) or slirp4netns(1)", "install the package passt")
+    if not host.tun:
+        hint = "load the module tun, and have root run 'chmod 666 /dev/net/tun'"
+        raise UnsupportedError(what, "a /dev/net/tun that this user may open", hint)
     if spec.network.allow is not None:
         raise UnsupportedError("Network.user(allow=...)", "a part of sandboxlib that is not there yet")
 
 
-def announced(spec: SandboxSpec) -> Iterator[Step]:
+def announced(spec: SandboxSpec, host: Host) -> Iterator[Step]:
     """What the program does before the start."""
     if spec.network is None or not is_made(spec):
         return
@@ -106,6 +109,9 @@ def announced(spec: SandboxSpec) -> Iterator[Step]:
             f"flock(<book of networks>); bridge {network.name!r} with its rules, and an address",
             "on it are those that name it, and no one else",
         )
+    if spec.network.kind == "user":
+        helper = "pasta" if host.pasta else "slirp4netns"
+        yield Action("helper", f"{helper}(<pid 1>)", "it speaks for the sandbox, by the caller's own sockets")
     for port in spec.ports:
         where = f"{port.address or '*'}:{port.port}/{port.protocol}"
         yield Action("port", f"bind({where})", f"leads to port {port.target} inside, and is nobody else's")
@@ -115,17 +121,13 @@ def handed_out(spec: SandboxSpec) -> Iterator[Step]:
     """What pid 1 does once its loopback is up."""
     if not is_made(spec):
         return
-    assert spec.network is not None
     for name, value, why in _SETTINGS:
         # EINVAL: group IDs that are not mapped.
         ignore = (errno.EINVAL, errno.ENOENT)
         yield Write(f"/proc/sys/net/{name}", value, why, ignore=ignore)
-    if spec.network.kind == "bridge":
-        why = "by it the program gives this namespace, and no other, its addresses"
-        yield Call("socket", (AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0), why, out=NETLINK)
-        yield Report("ready", "the program makes the interfaces", NETLINK)
-    else:
-        yield Report("ready", "the program starts the helper that connects it")
+    why = "by it the program gives this namespace, and no other, its addresses"
+    yield Call("socket", (AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0), why, out=NETLINK)
+    yield Report("ready", "the program connects it meanwhile", NETLINK)
 
 
 def over(path: str, fd: int, why: str) -> Iterator[Step]:

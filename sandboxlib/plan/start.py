@@ -202,7 +202,7 @@ def _before(spec: SandboxSpec, host: Host, modes: dict[str, Namespace | None]) -
     if host.cgroups.version:
         text = f"mkdir(<cgroup>); {limits_text(spec, host)}"
         yield Action("cgroup", text, "limits are set before anything is in it")
-    yield from network.announced(spec)
+    yield from network.announced(spec, host)
     text = 'vfork(); execveat(<launcher>, "", AT_EMPTY_PATH)'
     yield Action("spawn", text, "nothing of the program's memory goes along")
 
