@@ -463,3 +463,78 @@ with Sandbox(network=Network.bridge("r", rate="1M")) as slow, Sandbox(network=Ne
 @pytest.mark.parametrize("spec, word", [({"network": "user"}, "without root's rights")])
 def test_what_this_host_cannot_do(lab: Lab, spec: dict[str, object], word: str) -> None:
     assert word in lab.run("result = refused(opened(**spec), UnsupportedError)", spec=spec)
+
+
+def test_many_on_one_bridge(lab: Lab) -> None:
+    """Two hundred start, each talks to the next by its name, and all go without a trace."""
+    code = """
+SAY = "import socket, sys; s = socket.create_connection((sys.argv[1], 99), 30); print(s.recv(9).decode())"
+ANSWER = "import socket; l = socket.create_server(('', 99)); print('up', flush=True); "
+ANSWER += "l.accept()[0].send(b'hello')"
+net = Network.bridge("many")
+with contextlib.ExitStack() as stack:
+    held = [stack.enter_context(Sandbox(network=net, hostname=f"s{n}", pids=20)) for n in range(count)]
+    assert len({sb.addresses()["many"] for sb in held}) == count
+    found = 0
+    for first in range(0, count, 20):
+        some = range(first, min(first + 20, count))
+        servers = [held[n].popen(["python3", "-SEc", ANSWER], stdout=subprocess.PIPE) for n in some]
+        for n, process in zip(some, servers):
+            held[n].wait_for(output=(process, b"up"), timeout=30)
+        clients = [held[n - 1].popen(["python3", "-SEc", SAY, f"s{n}"], stdout=subprocess.PIPE) for n in some]
+        found += sum(process.stdout.read() == b"hello\\n" for process in clients)
+        for process in (*clients, *servers):
+            process.wait()
+    result = found
+"""
+    assert lab.run(code, count=200) == 200
+
+
+def test_tasks_of_one_program_share_a_network(lab: Lab) -> None:
+    code = """
+import trio
+from sandboxlib import AsyncSandbox
+async def main():
+    addresses = []
+    async def one(number):
+        async with AsyncSandbox(network=Network.bridge("t"), hostname=f"s{number}", ports={0: 80}) as sb:
+            addresses.append((await sb.addresses())["t"][0])
+            done = await sb.run(["getent", "hosts", f"s{number}"])
+            assert done.stdout.split()[0].decode() == (await sb.addresses())["t"][0]
+            assert await sb.port(80) > 0
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(one, number)
+    # One that is cancelled leaves nothing either.
+    with trio.move_on_after(0.004):
+        async with AsyncSandbox(network=Network.bridge("t")) as sb:
+            await trio.sleep_forever()
+    return len(addresses)
+result = trio.run(main)
+"""
+    assert lab.run(code) == 20
+
+
+def test_by_nft_where_there_is_no_library(lab: Lab) -> None:
+    code = '''
+script = """
+import attrs
+from sandboxlib import *
+from sandboxlib.engine.current import program
+from sandboxlib.kernel import nftables
+nftables.LIBRARY = "libnothing.so"
+program().host = attrs.evolve(program().host, nft="/usr/sbin/nft")
+with Sandbox(network=Network.bridge("a"), ports={7713: 80}) as sb:
+    import subprocess
+    print(subprocess.run(["nft", "list", "ruleset"], text=True, capture_output=True).stdout)
+program().host = attrs.evolve(program().host, nft="")
+try:
+    Sandbox(network="bridge").open()
+except UnsupportedError as error:
+    print(error)
+"""
+result = sh(sys.executable, "-c", script)
+'''
+    text = lab.run(code)
+    assert "7713" in text
+    assert "install libnftables1" in text
