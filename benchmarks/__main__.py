@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("start", "memory", "importing", "throughput", "roundtrip")
+NAMES = ("start", "memory", "importing", "throughput", "roundtrip", "network")
 
 
 def main(names: list[str]) -> None:
