@@ -339,6 +339,8 @@ async def make_network(waiter: Waiter, network: Network) -> OpenNetwork:
         from sandboxlib.engine.held import hold
 
         return await hold(waiter, network)
+    if network.kind == "user":
+        raise UnsupportedError("Network.user() alone", "a sandbox, whose network it is")
     if network.kind not in ("none", "host", "of"):
         raise UnsupportedError(
             f"a network of kind {network.kind!r}", "a part of sandboxlib that is not there yet"

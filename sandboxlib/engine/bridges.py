@@ -12,13 +12,13 @@ import errno
 import hashlib
 import os
 import socket
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from sandboxlib.engine import firewall, hosts, pool
 from sandboxlib.engine.ledger import Book, Member, Net, folder, locked
 from sandboxlib.errors import KernelError, NetworkError, UnsupportedError
-from sandboxlib.kernel import netlink
+from sandboxlib.kernel import conntrack, netlink
 from sandboxlib.kernel.cgroup.owner import is_dead
 from sandboxlib.kernel.syscall import read_file, write_file
 
@@ -260,6 +260,9 @@ def leave(book: Book, token: str, host: Host) -> None:
     net = book.networks.get(member.network)
     if net is not None:
         firewall.remove(firewall.of_ports(net, member), host)
+        if any(protocol == "udp" for _, _, protocol, _ in member.ports):
+            packed = [ip_address(address).packed for address in (member.v4, member.v6) if address]
+            conntrack.forget(packed, socket.IPPROTO_UDP)
         rename(book, member, add=False)
     if member.link:
         with netlink.open_socket() as sock:

@@ -85,6 +85,9 @@ _CHAINS = f"""
     ct status dnat oifname @bridges accept
     iifname @bridges oifname @bridges reject with icmpx admin-prohibited
     oifname @bridges drop
+    # Nobody sends by another's address, who has the right to try.
+    ip saddr != @sources4 drop
+    ip6 saddr != @sources6 drop
     ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
     ip6 daddr {_METADATA6} reject with icmpx admin-prohibited
     accept

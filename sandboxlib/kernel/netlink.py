@@ -220,18 +220,22 @@ def _received(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
         at += size + -size % 4
 
 
-def _dump(sock: socket.socket, kind: int, body: bytes) -> Iterator[bytes]:
+def dump(sock: socket.socket, kind: int, body: bytes) -> Iterator[bytes]:
+    """Ask for a list, and give what each answer holds. Raises: KernelError."""
     sock.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 1, 0) + body)
     while True:
         for found, _, data in _received(sock):
             if found == _DONE:
                 return
             if found == _ERROR:
-                raise KernelError(-struct.unpack_from("=i", data)[0], "recvmsg(<netlink>)", "list of routes")
+                raise KernelError(
+                    -struct.unpack_from("=i", data)[0], "recvmsg(<netlink>)", "a list of the kernel's"
+                )
             yield data
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes of a message, or of one that holds others, by number."""
     found, at = {}, 0
     while at + 4 <= len(data):
         size, kind = struct.unpack_from("=HH", data, at)
@@ -247,7 +251,7 @@ def routes(sock: socket.socket) -> list[Route]:
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            answers = list(_dump(sock, _GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)))
+            answers = list(dump(sock, _GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)))
         except KernelError as error:
             if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                 continue
@@ -255,7 +259,7 @@ def routes(sock: socket.socket) -> list[Route]:
         for data in answers:
             if data[0] != family:
                 continue  # where a family is missing, the kernel answers for all
-            known = _attributes(data[_ROUTE.size :])
+            known = attributes(data[_ROUTE.size :])
             packed = known.get(1, bytes(4 if family == socket.AF_INET else 16))
             made = IPv4Address(packed) if family == socket.AF_INET else IPv6Address(packed)
             link = int.from_bytes(known.get(4, b"\0"), "little" if struct.pack("=H", 1)[0] else "big")
@@ -275,7 +279,7 @@ def _link(sock: socket.socket, name: str) -> bytes:
 def mtu(name: str) -> int:
     """The largest packet of an interface. Raises: KernelError: There is none of that name."""
     with open_socket() as sock:
-        return int(struct.unpack("=I", _attributes(_link(sock, name)[_LINK.size :])[4])[0])
+        return int(struct.unpack("=I", attributes(_link(sock, name)[_LINK.size :])[4])[0])
 
 
 def index_at(sock: socket.socket, name: str) -> int:
@@ -308,9 +312,12 @@ __all__ = [
     "Message",
     "Route",
     "address",
+    "attribute",
+    "attributes",
     "bridge",
     "carry_out",
     "delete",
+    "dump",
     "enslave",
     "hairpin",
     "has_table",

@@ -164,6 +164,8 @@ def test_a_shared_network_shares_localhost(lab: Lab) -> None:
     code = """
 with Sandbox(network=Network.bridge("s"), ports={0: 80}) as one:
     with Sandbox(network=Network.of(one)) as two:
+        read = "cat /etc/hosts /etc/resolv.conf"
+        assert two.sh(read).stdout == one.sh(read).stdout
         serve(two, "80/tcp")
         result = [ask(one, "127.0.0.1", 80, "tcp")[:3], ask("client", "192.0.2.1", one.port(80), "tcp")[:3]]
 """
@@ -538,3 +540,61 @@ result = sh(sys.executable, "-c", script)
     text = lab.run(code)
     assert "7713" in text
     assert "install libnftables1" in text
+
+
+def test_what_is_not_on_the_wire(lab: Lab) -> None:
+    """Nothing of an internal network, and no address of a sandbox, gets out."""
+    code = """
+def captured(act):
+    command = ["ip", "netns", "exec", "server", "tcpdump", "-nn", "-l", "-i", "eth0", "ip or ip6"]
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "listening" in p.stderr.readline() + p.stderr.readline()
+    act()
+    time.sleep(0.3)
+    p.terminate()
+    return p.communicate()[0]
+def talk(sb):
+    for address in ("198.51.100.2", "2001:db8:2::2"):
+        for kind in ("tcp", "udp", "icmp"):
+            ask(sb, address, 7000, kind, 0.2)
+raw = Security(capabilities=["CAP_NET_RAW", "CAP_NET_ADMIN"])
+net = Network.bridge("w", subnet="10.9.0.0/24", ipv6=True)
+with Sandbox(network=Network.bridge("i", subnet="10.8.0.0/24", ipv6=True, internal=True), security=raw) as sb:
+    # Also if it makes itself a way.
+    sb.sh("ip route add default via 10.8.0.1 && ip -6 route add default dev eth0", check=True)
+    shut = captured(lambda: talk(sb))
+with Sandbox(network=net, security=raw) as sb:
+    out = captured(lambda: talk(sb))
+    line = "ip address add 203.0.113.9/24 dev eth0 && ip route replace default via 10.9.0.1 src 203.0.113.9"
+    sb.sh(line, check=True)
+    spoofed = captured(lambda: talk(sb))
+    own = sb.addresses()["w"]
+result = [shut, out, spoofed, own]
+"""
+    shut, out, spoofed, own = lab.run("from sandboxlib import Security\n" + code)
+    assert "7000" not in shut
+    assert "ICMP echo" not in shut
+    assert "198.51.100.1." in out
+    assert "ICMP echo" in out
+    assert "ICMP6, echo" in out
+    assert [address for address in own if address in out + shut + spoofed] == []
+    assert "203.0.113.9" not in spoofed
+
+
+def test_a_udp_client_finds_the_one_that_comes_after(lab: Lab) -> None:
+    code = """
+import socket
+net = Network.bridge("u")
+with net.open():
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(2)
+    client.connect(("127.0.0.1", 7720))
+    result = []
+    for name in ("one", "two"):
+        with Sandbox(network=net, hostname=name, ports={"7720/udp": 81}) as sb:
+            serve(sb, "81/udp")
+            client.send(b"x")
+            result.append(client.recv(100).split()[0].decode())
+    client.close()
+"""
+    assert lab.run(code) == ["one", "two"]
