@@ -598,3 +598,43 @@ with net.open():
     client.close()
 """
     assert lab.run(code) == ["one", "two"]
+
+
+def test_killed_at_any_moment_nothing_stays_for_long(lab: Lab) -> None:
+    code = '''
+import random
+script = """
+from sandboxlib import *
+print("up", flush=True)
+number = 0
+while True:
+    number += 1
+    networks = [Network.bridge("k", ipv6=True, rate="10M"), Network.bridge(f"l{number % 2}")]
+    with Sandbox(network=networks, hostname="me", ports={7733: 80, "7733/udp": 80}):
+        pass
+"""
+for round in range(count):
+    p = sleeper(script)
+    time.sleep(random.uniform(0, 0.25))
+    p.kill()
+    p.wait()
+sh(sys.executable, "-c", "from sandboxlib import *; Sandbox(network='bridge').open().close()")
+'''
+    lab.run(code, count=12)
+
+
+def test_two_programs_come_and_go_at_once(lab: Lab) -> None:
+    code = '''
+script = """
+import sys
+from sandboxlib import *
+print("up", flush=True)
+for number in range(15):
+    with Sandbox(network=Network.bridge("c"), hostname=sys.argv[1], ports={0: 80}) as sb:
+        assert sb.run(["getent", "hosts", sys.argv[1]]).stdout
+"""
+programs = [subprocess.Popen([sys.executable, "-c", script, name], stderr=subprocess.PIPE, text=True)
+            for name in ("one", "two", "three")]
+result = [[program.communicate()[1], program.returncode] for program in programs]
+'''
+    assert lab.run(code) == [["", 0]] * 3
