@@ -229,7 +229,7 @@ def main() -> None:
             exec(compile(code, "<test>", "exec"), known)
         except BaseException:
             problem = traceback.format_exc()
-        answers.write(json.dumps([number, known.get("result"), problem]) + "\n")
+        answers.write(json.dumps([number, known.get("result"), problem], default=str) + "\n")
         answers.flush()
     for process in _STARTED:
         process.kill()

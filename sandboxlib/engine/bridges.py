@@ -163,15 +163,16 @@ def _make(net: Net, host: Host) -> None:
                 ) from error
             raise
         link = netlink.index(net.bridge)
+        if net.v6:
+            write_file(f"/proc/sys/net/ipv6/conf/{net.bridge}/disable_ipv6", "0")
+            # Nobody on it tells this host where to send things.
+            write_file(f"/proc/sys/net/ipv6/conf/{net.bridge}/accept_ra", "0")
         messages = [] if net.v6 or not host.ipv6 else [netlink.without_ipv6(link)]
         messages.append(netlink.up(link))
         for address, subnet in ((net.gateway4, net.v4), (net.gateway6, net.v6)):
             if address:
                 messages.append(netlink.address(link, address, ip_network(subnet).prefixlen))
         netlink.carry_out(sock, messages, f"network {net.name!r}")
-    if net.v6:
-        # Nobody on it tells this host where to send things.
-        write_file(f"/proc/sys/net/ipv6/conf/{net.bridge}/accept_ra", "0")
 
 
 def _attach_again(book: Book, net: Net) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from sandboxlib.engine.connections import Connections
+from sandboxlib.errors import SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,8 +37,8 @@ class Connected(Protocol):
     def addresses(self) -> dict[str, tuple[str, ...]]:
         """By network."""
 
-    async def connect(self, waiter: Waiter, pid: int, fd: int) -> Connected | None:
-        """Pid 1 is there; *fd*, which is owned, or -1 came along. Returns what is still to be connected."""
+    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
+        """Pid 1 is there, and *fd*, which is owned, came along. Returns what went wrong, or None."""
 
     async def release(self, waiter: Waiter) -> None:
         """Let go of all. Idempotent."""
@@ -66,12 +67,15 @@ class Bridged:
         await waiter.work(self._connections.prepare)
         self.values = self._connections.values
 
-    async def connect(self, waiter: Waiter, pid: int, fd: int) -> Connected | None:
+    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
         """Make its interfaces."""
         import socket
 
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0, fileno=fd) as inside:
-            await waiter.work(lambda: self._connections.connect(pid, inside))
+            try:
+                await waiter.work(lambda: self._connections.connect(pid, inside))
+            except SandboxError as problem:
+                return problem
         return None
 
     async def release(self, waiter: Waiter) -> None:

@@ -94,10 +94,13 @@ def pasta_options(ports: Sequence[Sequence[str | int]]) -> list[str]:
 def _pasta(program: str, pid: int, pid_file: str, ports: Sequence[Sequence[str | int]]) -> Helper:
     # It goes into the background when all is set up.
     command = [program, *pasta_options(ports), "--pid", pid_file, str(pid)]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        timeout=_PATIENCE,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            timeout=_PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise NetworkError(f"pasta has not connected the sandbox within {_PATIENCE:g} seconds") from None
     if done.returncode:
         words = [line for line in done.stdout.decode(errors="replace").splitlines() if "syslog" not in line]
         raise NetworkError(f"pasta cannot connect the sandbox: {'; '.join(words) or 'it gives no reason'}")

@@ -151,7 +151,7 @@ class Engine:
 
     async def _standing(self, control: int, sync: int, child: int) -> None:
         """Hear the launcher until pid 1 is ready."""
-        connections = self.connections
+        connections, problem = self.connections, None
         while True:
             await self.waiter.ready({control: READ})
             report = launcher.receive(control)
@@ -163,10 +163,14 @@ class Engine:
                     await self._map_ids()
                     os.write(sync, b"!")
             elif report.kind == launcher.READY and connections is not None:
-                # Pid 1 goes on meanwhile, and will say once more that it is ready.
-                connections = await connections.connect(self.waiter, self.pid, report.fd)
+                # Pid 1 goes on meanwhile, and will say once more that it is ready; or why it is not, which
+                # explains why there was nothing to connect.
+                problem = await connections.connect(self.waiter, self.pid, report.fd)
+                connections = None
             elif report.kind == launcher.READY:
                 self.scratch = report.fd
+                if problem is not None:
+                    raise problem
                 return
             else:
                 if not self.pid and report.sender != child:

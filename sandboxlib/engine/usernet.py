@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from sandboxlib.engine import helpers, hosts
 from sandboxlib.engine.ports import Taken
-from sandboxlib.errors import KernelError
+from sandboxlib.errors import KernelError, SandboxError
 from sandboxlib.kernel import netlink
 from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
@@ -28,7 +28,6 @@ from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandboxlib.engine.connect_network import Connected
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
     from sandboxlib.spec import SandboxSpec
@@ -91,18 +90,21 @@ class Userland:
         self._ports.take(self._spec.ports, ipv6=False)
         self.values = {"hosts": self._path("hosts"), "resolv": self._path("resolv")}
 
-    async def connect(self, waiter: Waiter, pid: int, fd: int) -> Connected | None:
-        """Start the helper; returns when it has connected the sandbox. Raises: KernelError."""
+    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
+        """Start the helper; returns when it has connected the sandbox, with what went wrong or None."""
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0, fileno=fd) as inside:
-            closed = [
-                netlink.unreachable(target) for target in CLOSED if self._host.ipv6 or ":" not in target
-            ]
-            netlink.carry_out(inside, closed, "addresses that are closed")
+            try:
+                self._helper = await waiter.work(lambda: self._connect(pid, inside))
+            except SandboxError as problem:
+                return problem
+        return None
+
+    def _connect(self, pid: int, inside: socket.socket) -> helpers.Helper:
+        closed = [netlink.unreachable(target) for target in CLOSED if self._host.ipv6 or ":" not in target]
+        netlink.carry_out(inside, closed, "addresses that are closed")
         # From here on they are the helper's: only one can listen.
         self._ports.release()
-        published = self._ports.published
-        self._helper = await waiter.work(lambda: helpers.start(self._host, pid, self._path("pid"), published))
-        return None
+        return helpers.start(self._host, pid, self._path("pid"), self._ports.published)
 
     async def release(self, waiter: Waiter) -> None:
         """End the helper, and remove its files. Idempotent."""
@@ -110,6 +112,9 @@ class Userland:
         helper, self._helper = self._helper, None
         if helper is not None:
             await helper.end(waiter)
+        else:
+            # Interrupted while it started.
+            _end(self._path("pid"))
         for kind in _KINDS:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path(kind))

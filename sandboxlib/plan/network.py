@@ -38,7 +38,9 @@ FILES = {"/etc/hosts": Template("{hosts}"), "/etc/resolv.conf": Template("{resol
 #: Of the sandbox's own network: what nobody needs a right for where all ports are the sandbox's.
 _SETTINGS = (
     ("ipv4/ip_unprivileged_port_start", "0", "any port can be listened on without a capability"),
-    ("ipv4/ping_group_range", "0 65535", "ping works without a capability"),
+    ("ipv4/ping_group_range", "0 0", "ping works without a capability"),
+    # Where so many groups are mapped.
+    ("ipv4/ping_group_range", "0 65535", "also for other users"),
     *(
         (f"{version}/conf/{which}/accept_redirects", "0", "no neighbour says where its packets go")
         for version in ("ipv4", "ipv6")

@@ -638,3 +638,46 @@ programs = [subprocess.Popen([sys.executable, "-c", script, name], stderr=subpro
 result = [[program.communicate()[1], program.returncode] for program in programs]
 '''
     assert lab.run(code) == [["", 0]] * 3
+
+
+def test_each_kind_of_root_has_the_files(lab: Lab) -> None:
+    code = """
+import shutil
+from sandboxlib import Rootfs
+root = Path("/run/tree")
+for name in ("bin", "proc", "dev", "etc", "work", "tmp"):
+    (root / name).mkdir(parents=True, exist_ok=True)
+shutil.copy("/bin/busybox", root / "bin/busybox")
+for name in ("sh", "cat"):
+    (root / "bin" / name).symlink_to("busybox")
+outside = Path("/run/outside")
+outside.write_text("mine")
+result = []
+# The link would lead out of the root, were it not followed inside.
+for etc in ([], [("hosts", "")], [("hosts", None)]):
+    for path in (root / "etc").iterdir():
+        path.unlink()
+    for name, text in etc:
+        (root / "etc" / name).symlink_to(outside) if text is None else (root / "etc" / name).write_text(text)
+    for rootfs in (Rootfs.overlay(lower=[root]), Rootfs.directory(root, readonly=bool(etc))):
+        with Sandbox(network="bridge", rootfs=rootfs, hostname="me") as sb:
+            done = sb.sh("cat /etc/hosts; echo x >> /etc/hosts", text=True)
+            result.append([" me" in done.stdout, done.returncode != 0])
+result.append(outside.read_text())
+shutil.rmtree(root)
+"""
+    *found, outside = lab.run(code)
+    assert outside == "mine"
+    # A link to nowhere in a read-only root has no place for them.
+    assert found[:4] == [[True, True]] * 4
+
+
+def test_what_fails_inside_is_told_and_not_what_follows_from_it(lab: Lab) -> None:
+    code = """
+from sandboxlib import Rootfs
+Path("/run/empty").mkdir()
+start = opened(network="bridge", ports={7740: 80}, rootfs=Rootfs.directory("/run/empty"))
+result = refused(start, KernelError)
+Path("/run/empty").rmdir()
+"""
+    assert "its own processes" in lab.run(code)
