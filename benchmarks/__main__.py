@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("start", "memory", "importing", "throughput", "roundtrip", "images")
+NAMES = ("start", "memory", "importing", "throughput", "roundtrip", "images", "network")
 
 
 def main(names: list[str]) -> None:

@@ -3,10 +3,16 @@
 from sandboxlib.engine.alone import (
     OpenNamespace,
     OpenNetwork,
-    OpenRootfs,
     open_namespace,
     open_network,
-    open_rootfs,
 )
+from sandboxlib.engine.mounted import OpenRootfs, open_rootfs
 
-__all__ = ["OpenNamespace", "OpenNetwork", "OpenRootfs", "open_namespace", "open_network", "open_rootfs"]
+__all__ = [
+    "OpenNamespace",
+    "OpenNetwork",
+    "OpenRootfs",
+    "open_namespace",
+    "open_network",
+    "open_rootfs",
+]

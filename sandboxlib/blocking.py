@@ -17,6 +17,7 @@ from sandboxlib.engine.sandbox import Engine
 from sandboxlib.engine.waiter import BLOCKING, complete
 from sandboxlib.errors import StateError
 from sandboxlib.files import Files
+from sandboxlib.from_image import FromImage
 from sandboxlib.limits import Limits
 from sandboxlib.plan.steps import Plan
 from sandboxlib.process import Process, sources
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
     from socket import socket
 
     from sandboxlib.engine.connect import Address
-    from sandboxlib.images import Image
 
 Args = Sequence[str | bytes | os.PathLike[str]]
 Env = Mapping[str, str | None]
 Stream = int | IO[Any] | None
 
 
-class Sandbox:
+class Sandbox(FromImage):
     """
     A sandbox: a context manager that starts it and removes it without a trace.
 
@@ -318,60 +318,24 @@ class Sandbox:
 
         return complete(changes(self._live()))
 
-    # ---- its image ------------------------------------------------------------------------
-
-    @property
-    def image(self) -> Image | None:
-        """The image that it began with; None without one."""
-        held = self._live().held
-        if held is None:
-            return None
-        from sandboxlib.images import Image
-
-        return Image.get(held.image.digest)
-
-    def commit(
-        self,
-        name: str,
-        *,
-        message: str = "",
-        author: str = "",
-        config: Mapping[str, Any] | None = None,
-        created: str | None = None,
-    ) -> Image:
-        """
-        Make an image: its own, and one layer more with exactly what has changed.
-
-        It is paused meanwhile. What lies in mounts and in the image's volumes is left out.
-
-        Args:
-            name: What the image is to be called.
-            message: Why; the history has it.
-            author: Who.
-            config: What is to be different in its configuration: ``{"Cmd": ["run"]}``.
-            created: When, as RFC 3339 has it. The same changes at the same time are the same to the byte.
-
-        Raises:
-            UnsupportedError: It did not begin with an image.
-            SpecError: An argument makes no sense.
-        """
-        from sandboxlib.engine.commit import commit
-        from sandboxlib.images import Image
-
-        options = {"message": message, "author": author, "config": config, "created": created}
-        return Image.of(complete(commit(self._live(), name, **options)))
-
-    def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
-        """Write its file tree, without what is mounted in it, as a plain tar to a path or an open file."""
-        from sandboxlib.engine.commit import export
-
-        complete(export(self._live(), target))
-
     # ---- the sandbox as a whole -----------------------------------------------------------
 
     def stats(self) -> Stats:
         """What it uses now."""
         return verbs.stats(self._live())
+
+    def port(self, inside: int, protocol: str = "tcp") -> int:
+        """
+        Return the host's port that leads to the port *inside*; the first, if there are several.
+
+        Raises:
+            SpecError: None does.
+        """
+        return verbs.port(self._live(), inside, protocol)
+
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """Return its addresses by the name of the network."""
+        return verbs.addresses(self._live())
 
     def pause(self) -> None:
         """Stop every process in it. Raises: UnsupportedError: There is no cgroup."""

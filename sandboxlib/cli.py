@@ -25,6 +25,7 @@ from sandboxlib.errors import CommandNotExecutableError, CommandNotFoundError, S
 if TYPE_CHECKING:
     from sandboxlib.blocking import Process, Sandbox
     from sandboxlib.mount import Mount
+    from sandboxlib.network import Network
     from sandboxlib.rootfs import Rootfs
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND, SIGNALED = 125, 126, 127, 128
@@ -57,7 +58,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="kill everything then; the status is 137"
     )
-    run.add_argument("--network", choices=["none", "host"], help="none but a loopback, or the caller's")
+    run.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="none|host|user|bridge[:NAME]",
+        help="a loopback alone, the caller's, a helper's, or one of this host's",
+    )
+    run.add_argument(
+        "--publish", action="append", default=[], metavar="[ADDRESS:]PORT:INSIDE[/udp]", help="a port inside"
+    )
     run.add_argument("--hostname", metavar="NAME")
     run.add_argument("--user", metavar="UID[:GID]", help="numbers inside; root of the sandbox otherwise")
     run.add_argument("--cap", action="append", default=[], metavar="NAME", help="a capability to keep")
@@ -283,9 +293,10 @@ def sandbox_of(options: argparse.Namespace) -> Sandbox:
     from sandboxlib.blocking import Sandbox
 
     given: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in ("image", "memory", "cpus", "pids", "network", "hostname", "cwd")
+        name: getattr(options, name) for name in ("image", "memory", "cpus", "pids", "hostname", "cwd")
     }
+    given["network"] = network_of(options.network)
+    given["ports"] = dict(map(published, options.publish))
     given["rootfs"] = rootfs_of(options)
     given["mounts"] = [*map(bind, options.bind), *map(tmpfs, options.tmpfs)]
     given["env"] = dict(map(variable, options.env))
@@ -294,6 +305,28 @@ def sandbox_of(options: argparse.Namespace) -> Sandbox:
 
         given["security"] = Security(user=options.user, capabilities=options.cap, without=options.without)
     return Sandbox(**{name: value for name, value in given.items() if value not in (None, [], {})})
+
+
+def network_of(texts: list[str]) -> Network | None:
+    """What ``--network`` asks for; several are bridges. Raises: SpecError."""
+    from sandboxlib.network import Network
+
+    found = []
+    for text in texts:
+        kind, colon, name = text.partition(":")
+        if kind not in ("none", "host", "user", "bridge") or (colon and kind != "bridge"):
+            raise SpecError("--network", text, "none, host, user, bridge or bridge:NAME")
+        found.append(Network(kind, name=(name if colon else "default") if kind == "bridge" else None))
+    return Network.several(found) if found else None
+
+
+def published(text: str) -> tuple[str, int | str]:
+    """Read ``[ADDRESS:]PORT:INSIDE[/udp]``, with ranges too. Raises: SpecError."""
+    places, slash, protocol = text.partition("/")
+    outside, colon, inside = places.rpartition(":")
+    if not colon:
+        raise SpecError("--publish", text, "PORT:INSIDE, or ADDRESS:PORT:INSIDE, also with /udp")
+    return outside + slash + protocol, int(inside) if inside.isdigit() else inside
 
 
 def rootfs_of(options: argparse.Namespace) -> Rootfs | None:

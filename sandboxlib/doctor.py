@@ -85,6 +85,7 @@ def examine(host: Host) -> Iterator[Finding]:
     yield from _namespaces(host)
     yield _ids(host)
     yield from _cgroups(host)
+    yield _network(host)
     if host.landlock:
         yield Finding("landlock", "ok", f"ABI {host.landlock}")
     else:
@@ -120,6 +121,21 @@ def _ids(host: Host) -> Finding:
         "'usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME' run"
     )
     return Finding("users inside", "note", f"one alone, your own ({host.uid})", remedy)
+
+
+def _network(host: Host) -> Finding:
+    if host.privileged:
+        if host.nft:
+            by = "libnftables" if host.nft == "library" else host.nft
+            return Finding("network", "ok", f"Network.bridge(), with rules by {by}")
+        return Finding("network", "note", "no Network.bridge()", "install libnftables1 (or nftables)")
+    if not (host.pasta or host.slirp4netns):
+        return Finding("network", "note", "no Network.user()", "install the package passt (or slirp4netns)")
+    if not host.tun:
+        remedy = "load the module tun, and have root run 'chmod 666 /dev/net/tun'"
+        return Finding("network", "note", "no Network.user(): /dev/net/tun cannot be opened", remedy)
+    chosen = "pasta" if host.pasta else "slirp4netns, for there is no pasta"
+    return Finding("network", "ok", f"Network.user(), by {chosen}")
 
 
 def _cgroups(host: Host) -> Iterator[Finding]:

@@ -66,6 +66,10 @@ class Host:
         search_path: Folders for commands, in order.
         files: Bind sources that are files; filled in for one sandbox, see `sandboxlib.engine.current`.
         run_dir: Folder for locks, below /run or ``$XDG_RUNTIME_DIR``.
+        ipv6: The kernel has IPv6.
+        nft: ``library`` where libnftables is, else the path of nft(8), or empty.
+        pasta, slirp4netns: Paths of these programs, or empty.
+        tun: /dev/net/tun may be opened, which both of them need.
     """
 
     kernel: tuple[int, int]
@@ -85,3 +89,8 @@ class Host:
     search_path: tuple[str, ...] = ()
     files: frozenset[str] = frozenset()
     run_dir: str = ""
+    ipv6: bool = False
+    nft: str = ""
+    pasta: str = ""
+    slirp4netns: str = ""
+    tun: bool = False

@@ -7,19 +7,17 @@ Kernel: network_namespaces(7), Documentation/networking/vxlan.rst, ip-link(8) fo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 import attrs
 
-from sandboxlib import quantity
+from sandboxlib import addresses, quantity
 from sandboxlib.errors import SpecError
 from sandboxlib.mount import named
 from sandboxlib.namespace import Namespace, choice, flag, items
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv6Address
-
     from sandboxlib.alone import OpenNetwork
 
 NetworkKind = Literal["none", "host", "bridge", "user", "macvlan", "vxlan", "of"]
@@ -28,19 +26,21 @@ NetworkKind = Literal["none", "host", "bridge", "user", "macvlan", "vxlan", "of"
 _FIELDS: dict[str, tuple[str, ...]] = {
     "none": (),
     "host": (),
-    "bridge": ("name", "subnet", "gateway", "ipv6", "internal", "mtu", "rate"),
-    "user": ("allow",),
+    "bridge": (
+        *("name", "subnet", "gateway", "ipv6", "internal", "mtu", "rate"),
+        *("address", "mac", "routes", "dns", "search", "hosts", "also"),
+    ),
+    "user": ("allow", "dns", "search", "hosts"),
     "macvlan": ("parent",),
     "vxlan": ("name", "vni", "peers", "local"),
     "of": ("namespace",),
 }
 # IFNAMSIZ is 16 with the NUL; the kernel takes neither a slash nor a colon nor a space.
 _INTERFACE = re.compile(r"(?!\.{1,2}$)[^\s/:\0]{1,15}")
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\.?", re.ASCII | re.IGNORECASE)
-_DESTINATION = re.compile(
-    r"(?:\[(?P<v6>[^\]]+)\](?P<prefix>/\d+)?|(?P<plain>[^:\[\]]+))(?::(?P<port>\d{1,5}))?", re.ASCII
-)
+
+
+# Of these an empty one says nothing.
+_LISTS = ("address", "routes", "search", "hosts", "also")
 
 
 @attrs.frozen(init=False, repr=False)
@@ -56,7 +56,14 @@ class Network:
         ipv6: A ``bridge`` has IPv6 addresses besides.
         internal: No way out of a ``bridge``.
         mtu: Bytes of the largest packet; None for the host's.
-        rate: Bytes a second, each way, for each sandbox on a ``bridge``.
+        rate: Bytes a second, each way, for the sandbox that is on a ``bridge`` by this value.
+        address: Fixed addresses of that sandbox, at most one of each family.
+        mac: Fixed MAC address of that sandbox.
+        routes: Further ways: (range, address that leads there).
+        dns: Name servers; None for the host's.
+        search: Domains in which names without a dot are looked for.
+        hosts: Further names of hosts: (name, address).
+        also: Further bridges that the sandbox is on.
         allow: What ``user`` may reach: ``("api.example.com", "10.0.0.0/8:5432")``; None for all.
         parent: The host's interface that ``macvlan`` shares.
         vni: Number of a ``vxlan``.
@@ -86,6 +93,13 @@ class Network:
     peers: tuple[str, ...]
     local: str | None
     namespace: Namespace | None
+    address: tuple[str, ...] = ()
+    mac: str | None = None
+    routes: tuple[tuple[str, str], ...] = ()
+    dns: tuple[str, ...] | None = None
+    search: tuple[str, ...] = ()
+    hosts: tuple[tuple[str, str], ...] = ()
+    also: tuple[Network, ...] = ()
 
     def __init__(
         self,
@@ -104,6 +118,13 @@ class Network:
         peers: Iterable[str] = (),
         local: str | None = None,
         namespace: Namespace | None = None,
+        address: str | Iterable[str] = (),
+        mac: str | None = None,
+        routes: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        dns: Iterable[str] | None = None,
+        search: Iterable[str] = (),
+        hosts: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        also: Iterable[Network] = (),
     ) -> None:
         chosen = cast("NetworkKind", choice("kind", kind, _FIELDS))
         if kind == "host":
@@ -111,19 +132,26 @@ class Network:
         self.__attrs_init__(
             kind=chosen,
             name=named("name", name) if "name" in _FIELDS[kind] else name,
-            subnet=None if subnet is None else _subnet(subnet),
-            gateway=None if gateway is None else str(_address("gateway", gateway)),
+            subnet=None if subnet is None else addresses.subnet(subnet),
+            gateway=None if gateway is None else str(addresses.address("gateway", gateway)),
             ipv6=flag("ipv6", ipv6),
             internal=flag("internal", internal),
             # 68 is the least of IPv4 (RFC 791), 65535 the most that its packets can have.
             mtu=None if mtu is None else quantity.count("mtu", mtu, minimum=68, maximum=65535),
             rate=None if rate is None else quantity.size("rate", rate, minimum=1),
-            allow=None if allow is None else _allow(allow),
+            allow=None if allow is None else addresses.destinations(allow),
             parent=_interface(parent) if kind == "macvlan" else parent,
             vni=_vni(vni) if kind == "vxlan" else vni,
             peers=_peers(peers, local) if kind == "vxlan" else cast("tuple[str, ...]", peers),
-            local=str(_address("local", local)) if kind == "vxlan" else local,
+            local=str(addresses.address("local", local)) if kind == "vxlan" else local,
             namespace=namespace,
+            address=addresses.fixed(address),
+            mac=None if mac is None else addresses.mac(mac),
+            routes=addresses.ways(routes),
+            dns=None if dns is None else addresses.servers(dns),
+            search=addresses.domains(search),
+            hosts=addresses.entries(hosts),
+            also=tuple(also),
         )
         self._check()
 
@@ -140,10 +168,27 @@ class Network:
             if not isinstance(space, Namespace) or space.kind != "network" or space.mode != "join":
                 raise SpecError("namespace", space, "a network namespace that is joined")
         if self.gateway is not None:
-            _in_subnet(self.gateway, self.subnet)
+            addresses.check_gateway(self.gateway, self.subnet)
         # RFC 8200, section 5.
         if self.mtu is not None and self.mtu < 1280 and (self.ipv6 or ":" in (self.subnet or "")):
             raise SpecError("mtu", self.mtu, "at least 1280 where there is IPv6")
+        names = [network.name for network in self.every]
+        for network in self.also:
+            if network.kind != "bridge" or network.also or names.count(network.name) > 1:
+                raise SpecError("also", network, "bridges, each with another name")
+
+    @property
+    def every(self) -> tuple[Network, ...]:
+        """This network and those that the sandbox is on besides, in order."""
+        return (self, *self.also)
+
+    @classmethod
+    def several(cls, networks: Sequence[Network]) -> Network:
+        """Return one value for several bridges; the first has the default route. Raises: SpecError."""
+        first, *others = networks
+        if others and first.kind != "bridge":
+            raise SpecError("network", list(networks), "bridges, where there are several")
+        return attrs.evolve(first, also=others) if others else first
 
     @classmethod
     def none(cls) -> Network:
@@ -173,7 +218,7 @@ class Network:
     @classmethod
     def bridge(
         cls,
-        name: str,
+        name: str = "default",
         *,
         subnet: str | None = None,
         gateway: str | None = None,
@@ -181,6 +226,12 @@ class Network:
         internal: bool = False,
         mtu: int | None = None,
         rate: int | str | None = None,
+        address: str | Iterable[str] = (),
+        mac: str | None = None,
+        routes: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        dns: Iterable[str] | None = None,
+        search: Iterable[str] = (),
+        hosts: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     ) -> Network:
         """
         Return a network of this host's sandboxes, with a way out by the host's addresses.
@@ -192,7 +243,16 @@ class Network:
             ipv6: Give out IPv6 addresses too.
             internal: Leave out the way to the outside.
             mtu: Bytes of the largest packet.
-            rate: Bytes a second that each sandbox may send, and receive; also ``"10M"``.
+            rate: Bytes a second that the sandbox may send, and receive; also ``"10M"``.
+            address: Its address, or one of each family; else a free one.
+            mac: Its MAC address.
+            routes: Further ways, such as ``{"192.168.7.0/24": "10.77.0.9"}``.
+            dns: Name servers; else the host's.
+            search: Domains in which names without a dot are looked for.
+            hosts: Further names, such as ``{"db": "10.0.0.5"}``.
+
+        The last seven are the sandbox's that is given this value, the others the network's: all
+        sandboxes that name it have to agree on them, or leave them out.
 
         Raises:
             SpecError: A value makes no sense.
@@ -206,10 +266,23 @@ class Network:
             internal=internal,
             mtu=mtu,
             rate=rate,
+            address=address,
+            mac=mac,
+            routes=routes,
+            dns=dns,
+            search=search,
+            hosts=hosts,
         )
 
     @classmethod
-    def user(cls, *, allow: Iterable[str] | None = None) -> Network:
+    def user(
+        cls,
+        *,
+        allow: Iterable[str] | None = None,
+        dns: Iterable[str] | None = None,
+        search: Iterable[str] = (),
+        hosts: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    ) -> Network:
         """
         Return a network that needs no root: connections are made by a helper, as the caller.
 
@@ -217,11 +290,14 @@ class Network:
             allow: What can be reached, by name or address, each with a port if wanted:
                 ``["api.example.com", "10.0.0.0/8:5432", "[fd00::]/8"]``. An empty list is
                 nothing; None, the default, is all but the host's own loopback.
+            dns: As `bridge`.
+            search: As `bridge`.
+            hosts: As `bridge`.
 
         Raises:
             SpecError: An entry is neither.
         """
-        return cls("user", allow=allow)
+        return cls("user", allow=allow, dns=dns, search=search, hosts=hosts)
 
     @classmethod
     def macvlan(cls, parent: str) -> Network:
@@ -268,54 +344,12 @@ class Network:
             return f"Network('of', namespace={self.namespace!r})"
         first = [repr(value) for value in (self.name, self.parent) if value is not None]
         given = [
-            f"{name}={list(value) if isinstance(value, tuple) else value!r}"
+            f"{name}={_shown(name, value)!r}"
             for name in _FIELDS[self.kind]
             if name not in ("name", "parent") and (value := getattr(self, name)) not in (None, False)
+            if value or name not in _LISTS
         ]
         return f"Network.{self.kind}({', '.join([*first, *given])})"
-
-
-def _subnet(value: object) -> str:
-    import ipaddress
-
-    allowed = 'a range of addresses such as "10.77.0.0/24", with room for a gateway and a sandbox'
-    try:
-        # Only text: ipaddress reads a number as an address, which nobody means.
-        net = ipaddress.ip_network(quantity.text("subnet", value))
-    except ValueError:
-        raise SpecError("subnet", value, allowed) from None
-    if (
-        net.num_addresses < 4
-        or net.is_multicast
-        or net.is_loopback
-        or net.is_unspecified
-        or net.prefixlen == 0
-    ):
-        raise SpecError("subnet", value, allowed)
-    return str(net)
-
-
-def _address(field: str, value: object) -> IPv4Address | IPv6Address:
-    import ipaddress
-
-    try:
-        address = ipaddress.ip_address(quantity.text(field, value))
-    except ValueError:
-        raise SpecError(field, value, 'an address such as "10.0.0.1"') from None
-    if address.is_multicast or address.is_unspecified:
-        raise SpecError(field, value, "the address of one host")
-    return address
-
-
-def _in_subnet(gateway: str, subnet: str | None) -> None:
-    import ipaddress
-
-    if subnet is None:
-        raise SpecError("gateway", gateway, "given together with subnet=")
-    net = ipaddress.ip_network(subnet)
-    address = ipaddress.ip_address(gateway)
-    if address not in net or address in (net.network_address, net.broadcast_address):
-        raise SpecError("gateway", gateway, f"an address of a host in {subnet}")
 
 
 def _interface(value: object) -> str:
@@ -329,8 +363,8 @@ def _vni(value: object) -> int:
 
 
 def _peers(value: object, local: object) -> tuple[str, ...]:
-    own = _address("local", local)
-    peers = [_address("peers", item) for item in items("peers", value, "a list of addresses")]
+    own = addresses.address("local", local)
+    peers = [addresses.address("peers", item) for item in items("peers", value, "a list of addresses")]
     for peer in peers:
         if peer.version != own.version:
             raise SpecError("peers", str(peer), f"of the same IP version as local, which is {own}")
@@ -340,35 +374,7 @@ def _peers(value: object, local: object) -> tuple[str, ...]:
     return tuple(str(peer) for peer in sorted(set(peers), key=int))
 
 
-def _allow(value: object) -> tuple[str, ...]:
-    allowed = 'a list of names and addresses such as ["api.example.com", "10.0.0.0/8:5432", "[fd00::]/8"]'
-    return tuple(sorted({_destination(item, allowed) for item in items("allow", value, allowed)}))
-
-
-def _destination(value: object, allowed: str) -> str:
-    """One entry of `Network.allow` in its plain form: lower case, and ranges as ranges."""
-    import ipaddress
-
-    match = _DESTINATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise SpecError("allow", value, allowed)
-    host = match["plain"] or match["v6"] + (match["prefix"] or "")
-    port = ""
-    if match["port"] is not None:
-        number = int(match["port"])
-        if not 1 <= number <= 65535:
-            raise SpecError("allow", value, "with a port from 1 to 65535")
-        port = f":{number}"
-    try:
-        net = ipaddress.ip_network(host)
-    except ValueError:
-        # Digits and dots alone are a misspelt address: no such name exists (RFC 3696, section 2).
-        last = host.rstrip(".").rpartition(".")[2]
-        if match["v6"] or not _HOST.fullmatch(host) or len(host) > 253 or last.isdigit():
-            raise SpecError("allow", value, allowed) from None
-        return host.lower().rstrip(".") + port
-    if net.version == 4:
-        text = str(net.network_address) if net.prefixlen == 32 else str(net)
-        return text + port
-    prefix = "" if net.prefixlen == 128 else f"/{net.prefixlen}"
-    return f"[{net.network_address}]{prefix}{port}"
+def _shown(name: str, value: object) -> object:
+    if name in ("routes", "hosts"):
+        return dict(cast("tuple[tuple[str, str], ...]", value))
+    return list(value) if isinstance(value, tuple) else value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import attrs
@@ -35,6 +35,8 @@ _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?", re.ASCI
 _PORT = re.compile(
     r"(?:(?P<address>\[[^\]]+\]|[^:/\[\]]+):)?(?P<port>\d{1,5})(?:/(?P<protocol>tcp|udp))?", re.ASCII
 )
+_RANGE = re.compile(r"(?P<before>.*?)(?P<first>\d{1,5})-(?P<last>\d{1,5})(?P<after>(/\w+)?)", re.ASCII)
+_ENDS = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
 # Networks on which a sandbox has an address that others can reach.
 _REACHABLE = ("bridge", "user", "macvlan", "vxlan")
 _NAMED = ("bridge", "vxlan")
@@ -73,8 +75,9 @@ class SandboxSpec:
         namespaces: At most one of each kind; the others are new.
         cgroup: Further limits.
         mounts: What is mounted besides the root; sorted, so that parents come first.
-        network: A `Network`, or ``"none"`` or ``"host"``.
-        ports: ``{8080: 80, "127.0.0.1:5353/udp": 53}``: the host's side, then the port inside.
+        network: A `Network`, a list of bridges, or ``"none"``, ``"host"``, ``"bridge"``, ``"user"``.
+        ports: ``{8080: 80, "127.0.0.1:5353/udp": 53, "8000-8009": "90-99"}``: the host's side, then
+            the port inside; 0 for any port of the host that is free.
         hostname: Its name, and on a network the name that neighbours find it by.
         domainname: Its NIS domain name.
         aliases: Further names on its network.
@@ -120,8 +123,8 @@ class SandboxSpec:
         namespaces: Iterable[Namespace] = (),
         cgroup: CGroup | None = None,
         mounts: Iterable[Mount] = (),
-        network: Network | str | None = None,
-        ports: Mapping[int | str, int] | None = None,
+        network: Network | Sequence[Network] | str | None = None,
+        ports: Mapping[int | str, int | str] | None = None,
         hostname: str | None = None,
         domainname: str | None = None,
         aliases: Iterable[str] = (),
@@ -300,9 +303,11 @@ def _unique(field: str, value: object, kind: type[T], key: Callable[[T], str]) -
 def _network(value: object) -> Network | None:
     if value is None or isinstance(value, Network):
         return value
-    if isinstance(value, str) and value in ("none", "host"):
-        return Network(value)
-    raise SpecError("network", value, 'a Network, "none" or "host"')
+    if isinstance(value, str) and value in ("none", "host", "bridge", "user"):
+        return Network(value, name="default" if value == "bridge" else None)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, Network) for one in value):
+        return Network.several(value)
+    raise SpecError("network", value, 'a Network, a list of bridges, "none", "host", "bridge" or "user"')
 
 
 def _hostname(field: str, value: object) -> str:
@@ -326,7 +331,7 @@ def _ports(value: object) -> tuple[Port, ...]:
             raise SpecError("ports", value, allowed)
         value = {_side(port): port.target for port in cast("list[Port]", given)}
     found: list[Port] = []
-    for key, target in value.items():
+    for key, target in (pair for item in value.items() for pair in _spread(*item)):
         port = _port(key, target, allowed)
         for other in found:
             same = port.port and (port.port, port.protocol) == (other.port, other.protocol)
@@ -334,6 +339,20 @@ def _ports(value: object) -> tuple[Port, ...]:
                 raise SpecError("ports", [_side(other), _side(port)], "ports of the host that are taken once")
         found.append(port)
     return tuple(sorted(found))
+
+
+def _spread(key: object, target: object) -> Iterator[tuple[object, object]]:
+    """Each port of a range such as ``"8000-8009/udp"`` with the one inside; what is no range as it is."""
+    match = _RANGE.fullmatch(key) if isinstance(key, str) else None
+    if match is None:
+        yield key, target
+        return
+    inside = _ENDS.fullmatch(target) if isinstance(target, str) else None
+    first, last = int(match["first"]), int(match["last"])
+    if inside is None or int(inside[2]) - int(inside[1]) != last - first or not first <= last < first + 1024:
+        raise SpecError("ports", {key: target}, "two ranges of one length, of at most 1024 ports")
+    for number in range(last - first + 1):
+        yield f"{match['before']}{first + number}{match['after']}", int(inside[1]) + number
 
 
 def _port(key: object, target: object, allowed: str) -> Port:

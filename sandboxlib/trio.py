@@ -345,6 +345,16 @@ class AsyncSandbox:
         await trio.lowlevel.checkpoint()
         return verbs.stats(self._live())
 
+    async def port(self, inside: int, protocol: str = "tcp") -> int:
+        """Return the host's port that leads to the port *inside*; as `Sandbox.port`."""
+        await trio.lowlevel.checkpoint()
+        return verbs.port(self._live(), inside, protocol)
+
+    async def addresses(self) -> dict[str, tuple[str, ...]]:
+        """Return its addresses by the name of the network."""
+        await trio.lowlevel.checkpoint()
+        return verbs.addresses(self._live())
+
     async def pause(self) -> None:
         """Stop every process in it. Raises: UnsupportedError: There is no cgroup."""
         await trio.lowlevel.checkpoint()

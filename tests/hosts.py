@@ -31,10 +31,18 @@ ROOT_V1 = Host(
     view=VIEW,
     search_path=("/usr/bin", "/bin"),
     run_dir="/run/sandboxlib",
+    ipv6=True,
+    nft="library",
 )
 ROOT_V2 = attrs.evolve(ROOT_V1, cgroups=V2)
 USER = attrs.evolve(
-    ROOT_V1, uid=1000, gid=1000, privileged=False, cgroups=NONE, run_dir="/run/user/1000/sandboxlib-1000"
+    ROOT_V1,
+    uid=1000,
+    gid=1000,
+    privileged=False,
+    cgroups=NONE,
+    run_dir="/run/user/1000/sandboxlib-1000",
+    nft="",
 )
 DELEGATED = CGroupHost(
     version=2,

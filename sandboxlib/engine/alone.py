@@ -1,5 +1,5 @@
 """
-Namespaces, file trees and networks that are opened alone, without a sandbox.
+Namespaces and networks that are opened alone, without a sandbox.
 
 They are made by the launcher, never by the program: what a process unshares it cannot get
 back. The program is handed descriptors, which keep alive what they refer to.
@@ -12,20 +12,16 @@ import struct
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from sandboxlib.engine.current import program, resolve
+from sandboxlib.engine.current import program
 from sandboxlib.engine.join import open_namespace as open_joined
 from sandboxlib.engine.making import OWNER, Recipe, end, make
-from sandboxlib.engine.planning import asks_for_image
-from sandboxlib.engine.storage import Places, prepare
 from sandboxlib.engine.waiter import BLOCKING, Waiter, complete
 from sandboxlib.errors import SpecError, StateError, UnsupportedError
 from sandboxlib.host import Host
-from sandboxlib.kernel import launcher
-from sandboxlib.plan import root, tree
+from sandboxlib.plan import tree
 from sandboxlib.plan.flags import (
     AF_INET,
     AT_FDCWD,
-    CLONE_NEWNS,
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_PARENT,
@@ -40,14 +36,10 @@ from sandboxlib.plan.flags import (
 )
 from sandboxlib.plan.start import needs_ids
 from sandboxlib.plan.steps import Call, Init, Report, Step, Write
-from sandboxlib.spec import SandboxSpec
 
 if TYPE_CHECKING:
-    from sandboxlib.image.leases import Lease
     from sandboxlib.namespace import Namespace
     from sandboxlib.network import Network
-    from sandboxlib.result import Change
-    from sandboxlib.rootfs import Rootfs
 
 FOUND, SOCKET = Named(20, "<namespace>"), Named(21, "<socket>")
 
@@ -196,124 +188,6 @@ def _existing(value: Namespace) -> int:
     return fd
 
 
-# ---- file trees ---------------------------------------------------------------------------
-
-
-class OpenRootfs:
-    """
-    A file tree that is mounted for as long as this is open; made by `Rootfs.open`.
-
-    It is attached nowhere, so no other program comes across it. Its owners and rights are the
-    calling program's.
-    """
-
-    def __init__(
-        self, rootfs: Rootfs, host: Host, fds: tuple[int, ...], places: Places, lease: Lease | None = None
-    ) -> None:
-        self.rootfs = rootfs
-        self._lease = lease
-        self.host = host
-        self.places = places
-        # What is written to is handed out first, where there is such a layer.
-        *scratch, self._fd = fds
-        self.scratch = scratch[0] if scratch else -1
-
-    def fileno(self) -> int:
-        """Its descriptor, to be used as ``dir_fd=``. Raises: StateError: It is closed."""
-        if self._fd < 0:
-            raise StateError("the file tree is closed")
-        return self._fd
-
-    @property
-    def path(self) -> str:
-        """Where this program, and its children for as long as it runs, find the tree."""
-        return f"/proc/{os.getpid()}/fd/{self.fileno()}"
-
-    def changes(self) -> list[Change]:
-        """
-        Return what was added, modified or deleted since it was opened, by path.
-
-        Raises:
-            UnsupportedError: What is written to a `Rootfs.directory` is not kept apart.
-        """
-        from sandboxlib.engine.changes import of_tree
-
-        return complete(of_tree(BLOCKING, self))
-
-    async def aclose(self, waiter: Waiter) -> None:
-        """Unmount it, and remove what was written. Idempotent."""
-        if self._fd >= 0:
-            launcher.close(self._fd, self.scratch)
-            self._fd = self.scratch = -1
-            try:
-                await self.places.release(waiter)
-            finally:
-                if self._lease is not None:
-                    self._lease.close()
-
-    def close(self) -> None:
-        """Unmount it, and remove what was written. Idempotent."""
-        complete(self.aclose(BLOCKING))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<OpenRootfs {self.rootfs!r}{' closed' if self._fd < 0 else ''}>"
-
-
-async def make_rootfs(waiter: Waiter, rootfs: Rootfs) -> OpenRootfs:
-    """
-    Mount *rootfs* alone.
-
-    Raises:
-        SpecError: A folder of it does not exist.
-        UnsupportedError: This host cannot make it.
-        KernelError: A system call failed; nothing is left behind.
-    """
-    asked, lease = SandboxSpec(rootfs=rootfs), None
-    if asks_for_image(asked):
-        from sandboxlib.engine.image import prepare as look_up
-
-        held = await look_up(waiter, asked, program().host)
-        asked, lease = held.spec, held.lease
-        assert asked.rootfs is not None
-        rootfs = asked.rootfs
-    try:
-        return await _mount(waiter, rootfs, lease)
-    except BaseException:
-        if lease is not None:
-            lease.close()
-        raise
-
-
-async def _mount(waiter: Waiter, rootfs: Rootfs, lease: Lease | None) -> OpenRootfs:
-    spec, host = resolve(SandboxSpec(rootfs=rootfs))
-    if not host.privileged and host.userns_hint:
-        raise UnsupportedError("a mount", "root, or leave to make a user namespace", host.userns_hint)
-    plan = root.alone(rootfs, host)
-    child: list[Step] = [*plan.build]
-    if plan.keep >= 0:
-        child.append(Report("ready", "where the changes are", plan.keep))
-    child.append(Report("ready", "the tree", tree.MOUNT))
-    flags = CLONE_PARENT | CLONE_NEWNS | (NOTHING if host.privileged else CLONE_NEWUSER)
-    recipe = Recipe(flags, tuple(child), plan.sources, plan.with_user_namespace)
-    places = await prepare(waiter, spec, host)
-    try:
-        made = await make(waiter, host, recipe, places.values)
-        await end(waiter, made.pid, made.pidfd)
-    except BaseException:
-        with waiter.shield():
-            await places.release(waiter)
-        raise
-    return OpenRootfs(rootfs, host, made.fds, places, lease)
-
-
 # ---- networks -----------------------------------------------------------------------------
 
 
@@ -322,16 +196,19 @@ class OpenNetwork:
     A network that exists for as long as this is open; made by `Network.open`.
 
     Attributes:
-        namespace: The network namespace, open as well.
-        gateway: Its first address, or None where it has none.
-        endpoints: Addresses by name of who is on it.
+        namespace: The network namespace, open as well; of a bridge, the host's.
+        gateway: A bridge's own address, else None.
     """
 
     def __init__(self, network: Network, namespace: OpenNamespace) -> None:
         self.network = network
         self.namespace = namespace
         self.gateway: str | None = None
-        self.endpoints: dict[str, str] = {}
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Addresses by name of who is on it; here nobody."""
+        return {}
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
@@ -351,13 +228,19 @@ class OpenNetwork:
 
 async def make_network(waiter: Waiter, network: Network) -> OpenNetwork:
     """
-    Make, or open, the network namespace of *network*.
+    Make the bridge *network*; or make, or open, the network namespace of another kind.
 
     Raises:
         UnsupportedError: It is of a kind that cannot be made alone.
     """
     from sandboxlib.namespace import Namespace
 
+    if network.kind == "bridge":
+        from sandboxlib.engine.held import hold
+
+        return await hold(waiter, network)
+    if network.kind == "user":
+        raise UnsupportedError("Network.user() alone", "a sandbox, whose network it is")
     if network.kind not in ("none", "host", "of"):
         raise UnsupportedError(
             f"a network of kind {network.kind!r}", "a part of sandboxlib that is not there yet"
@@ -374,11 +257,6 @@ def open_namespace(value: Namespace) -> OpenNamespace:
     return complete(make_namespace(BLOCKING, value))
 
 
-def open_rootfs(value: Rootfs) -> OpenRootfs:
-    """Mount the tree alone; see `Rootfs.open`."""
-    return complete(make_rootfs(BLOCKING, value))
-
-
 def open_network(value: Network) -> OpenNetwork:
     """Make the network alone; see `Network.open`."""
     return complete(make_network(BLOCKING, value))
@@ -387,11 +265,8 @@ def open_network(value: Network) -> OpenNetwork:
 __all__ = [
     "OpenNamespace",
     "OpenNetwork",
-    "OpenRootfs",
     "make_namespace",
     "make_network",
-    "make_rootfs",
     "open_namespace",
     "open_network",
-    "open_rootfs",
 ]

@@ -30,7 +30,7 @@ from sandboxlib.result import Change
 from sandboxlib.rootfs import Rootfs
 
 if TYPE_CHECKING:
-    from sandboxlib.engine.alone import OpenRootfs
+    from sandboxlib.engine.mounted import OpenRootfs
     from sandboxlib.engine.sandbox import Engine
     from sandboxlib.engine.waiter import Waiter
 

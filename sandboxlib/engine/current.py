@@ -13,6 +13,7 @@ from sandboxlib.errors import SpecError
 from sandboxlib.host import Host
 from sandboxlib.kernel.cgroup import sweep
 from sandboxlib.kernel.probe import probe
+from sandboxlib.mount import Mount
 from sandboxlib.spec import SandboxSpec
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class Program:
             from sandboxlib.engine.storage import sweep as sweep_layers
 
             await sweep_layers(waiter, self.host)
+            if self.host.privileged and self.host.nft:
+                from sandboxlib.engine.bridges import sweep_all
+
+                await waiter.work(lambda: sweep_all(self.host))
 
     def host_for(self, files: frozenset[str]) -> Host:
         """The host, and which bind sources are files; the same object each time."""
@@ -73,6 +78,7 @@ def resolve(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
         SpecError: One does not exist, or is not what it has to be.
     """
     owner = program()
+    spec = _shared_names(spec)
     if spec.rootfs is None and not spec.mounts and spec.security is None:
         return spec, owner.host
     rootfs = spec.rootfs
@@ -102,6 +108,26 @@ def resolve(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
     if len(mounts) != len(spec.mounts):
         spec = attrs.evolve(spec, mounts=mounts)
     return _security(spec), owner.host_for(frozenset(files))
+
+
+def _shared_names(spec: SandboxSpec) -> SandboxSpec:
+    """Whoever shares another sandbox's network has its names and name servers, too."""
+    space = spec.network.namespace if spec.network is not None and spec.network.kind == "of" else None
+    connections = getattr(getattr(getattr(space, "owner", None), "_engine", None), "connections", None)
+    rootfs = spec.rootfs
+    tree = spec.namespace("mount")
+    if connections is None or (tree is not None and tree.mode != "new"):
+        return spec
+    if rootfs is not None and rootfs.kind == "directory" and rootfs.readonly:
+        return spec  # they may have no place there
+    there = {mount.destination for mount in spec.mounts}
+    files = {"/etc/hosts": connections.values["hosts"], "/etc/resolv.conf": connections.values["resolv"]}
+    more = [
+        Mount.bind(source, path, readonly=True)
+        for path, source in files.items()
+        if path not in there and not (rootfs and path in rootfs.paths)
+    ]
+    return attrs.evolve(spec, mounts=[*spec.mounts, *more])
 
 
 def _security(spec: SandboxSpec) -> SandboxSpec:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from sandboxlib.engine.begin import gather
 from sandboxlib.engine.current import Program, program, resolve
 from sandboxlib.engine.encode import encode, failure
 from sandboxlib.engine.join import open_namespace
@@ -19,12 +20,12 @@ from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, StateError
 from sandboxlib.kernel import cgroup, launcher
 from sandboxlib.kernel.syscall import read_file
-from sandboxlib.plan import ceilings
 from sandboxlib.plan.command import serve
-from sandboxlib.plan.start import maps_by_tool, namespaces, needs_ids, to_join
+from sandboxlib.plan.start import maps_by_tool, namespaces, to_join
 from sandboxlib.plan.steps import Plan
 
 if TYPE_CHECKING:
+    from sandboxlib.engine.connect_network import Connected
     from sandboxlib.engine.image import Held
     from sandboxlib.engine.process import Process
     from sandboxlib.engine.storage import Places
@@ -65,13 +66,14 @@ class Engine:
         self.spec, self.host, self.plan = spec, self.program.host, Plan(())
         self.held: Held | None = None
         if not asks_for_image(spec):
-            self._settle(spec)
+            self.settle(spec)
         self.group: cgroup.Group | None = None
         self.pid = 0
         self.pidfd = -1
         self.ids: int | None = None
         self.scratch = -1
         self.places: Places | None = None
+        self.connections: Connected | None = None
         self.ended: Ended | None = None
         self.closed = False
         self.frozen = False
@@ -87,7 +89,8 @@ class Engine:
 
     # ---- start ----------------------------------------------------------------------------
 
-    def _settle(self, spec: SandboxSpec) -> None:
+    def settle(self, spec: SandboxSpec) -> None:
+        """Know what is to be started, and how."""
         self.spec, self.host = resolve(spec)
         self.plan = plan_start(self.spec, self.host)
 
@@ -106,30 +109,9 @@ class Engine:
             raise
 
     async def _open(self) -> None:
-        if not self.plan.steps:
-            from sandboxlib.engine.image import prepare as look_up
-
-            self.held = await look_up(self.waiter, self.spec, self.host)
-            self._settle(self.held.spec)
-            if self.closed:
-                raise StateError("the sandbox was closed while it started")
+        values = await gather(self)
         spec, host = self.spec, self.host
         modes = namespaces(spec, host)
-        values: dict[str, int | str | tuple[str, ...]] = {}
-        if needs_ids(host, modes):
-            self.ids = values["ids"] = self.program.ids.take()
-        if host.cgroups.version:
-            self.group = cgroup.create(host.cgroups, ceilings.limits(spec, host), cgroup.fresh_name())
-            values["join"] = self.group.join_files()
-            for path in self.group.init_files():
-                values["leaf"] = os.path.dirname(path)
-            self.group.enable_leaves()
-        await self.program.sweep(self.waiter)
-        if spec.mounts or spec.rootfs is not None:
-            from sandboxlib.engine.storage import prepare
-
-            self.places = await prepare(self.waiter, spec, host)
-            values.update(self.places.values)
         code = compiled(spec, host).fill(values)
         by_tool = maps_by_tool(host, modes)
         ours, theirs = launcher.socketpair()
@@ -158,6 +140,7 @@ class Engine:
 
     async def _standing(self, control: int, sync: int, child: int) -> None:
         """Hear the launcher until pid 1 is ready."""
+        connections, problem = self.connections, None
         while True:
             await self.waiter.ready({control: READ})
             report = launcher.receive(control)
@@ -168,8 +151,15 @@ class Engine:
                 if sync >= 0:
                     await self._map_ids()
                     os.write(sync, b"!")
+            elif report.kind == launcher.READY and connections is not None:
+                # Pid 1 goes on meanwhile, and will say once more that it is ready; or why it is not, which
+                # explains why there was nothing to connect.
+                problem = await connections.connect(self.waiter, self.pid, report.fd)
+                connections = None
             elif report.kind == launcher.READY:
                 self.scratch = report.fd
+                if problem is not None:
+                    raise problem
                 return
             else:
                 if not self.pid and report.sender != child:
@@ -345,11 +335,12 @@ class Engine:
         await self.reap()
         launcher.close(self.pidfd, self.scratch)
         self.pidfd = self.scratch = -1
-        try:
-            if self.places is not None:
-                await self.places.release(self.waiter)
-        finally:
-            self._release()
+        async with contextlib.AsyncExitStack() as left:
+            # The last that is entered here goes first; what fails does not keep the others.
+            left.callback(self._release)
+            for part in (self.connections, self.places):
+                if part is not None:
+                    left.push_async_callback(part.release, self.waiter)
 
     def _release(self) -> None:
         try:

@@ -207,6 +207,23 @@ def _network(engine: Engine) -> dict[str, NetworkStats]:
     return found
 
 
+def port(engine: Engine, inside: int, protocol: str) -> int:
+    """The host's port that leads to one inside."""
+    engine.check()
+    published = engine.connections.published if engine.connections is not None else []
+    for _, outside, kind, target in published:
+        if (kind, target) == (protocol, inside):
+            return int(outside)
+    known = ", ".join(sorted({f"{target}/{kind}" for _, _, kind, target in published})) or "none"
+    raise SpecError("inside", f"{inside}/{protocol}", f"a port that ports= publishes: {known}")
+
+
+def addresses(engine: Engine) -> dict[str, tuple[str, ...]]:
+    """Its addresses by network."""
+    engine.check()
+    return engine.connections.addresses if engine.connections is not None else {}
+
+
 def group(engine: Engine, what: str) -> Any:
     """Its cgroup. Raises: UnsupportedError: This host has none."""
     engine.check()

@@ -76,6 +76,11 @@ def probe() -> Host:
         view=(*_system(), *_etc(), *_python()),
         search_path=_search_path(),
         run_dir=_run_dir(uid),
+        ipv6=os.path.exists("/proc/net/if_inet6"),
+        nft=_nft() if privileged else "",
+        pasta=_tool("pasta") or "",
+        slirp4netns=_tool("slirp4netns") or "",
+        tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
     )
 
 
@@ -141,6 +146,15 @@ def _tool(name: str) -> str | None:
         if os.access(f"{folder}/{name}", os.X_OK):
             return f"{folder}/{name}"
     return None
+
+
+def _nft() -> str:
+    """Where it may lie, without loading it: few programs make a network."""
+    triplet = f"{os.uname().machine}-linux-gnu"
+    for folder in (f"/usr/lib/{triplet}", "/usr/lib64", "/usr/lib", f"/lib/{triplet}", "/lib64", "/lib"):
+        if os.path.exists(f"{folder}/libnftables.so.1"):
+            return "library"
+    return _tool("nft") or ""
 
 
 def _entry(path: str) -> Entry | None:

@@ -121,7 +121,9 @@ LANDLOCK_RULE_PATH_BENEATH = Named(1, "LANDLOCK_RULE_PATH_BENEATH")
 SIOCSIFFLAGS = Named(0x8914, "SIOCSIFFLAGS")
 TIOCSCTTY = Named(0x540E, "TIOCSCTTY")
 AF_INET = Named(2, "AF_INET")
+AF_NETLINK = Named(16, "AF_NETLINK")
 SOCK_DGRAM = Named(2, "SOCK_DGRAM")
+SOCK_RAW = Named(3, "SOCK_RAW")
 SOCK_CLOEXEC = Named(0o2000000, "SOCK_CLOEXEC")
 
 #: getrlimit(2) resources as the generic ABI numbers them; x86_64 and aarch64 agree.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sandboxlib.errors import ImageError
 from sandboxlib.host import Entry, Host
 from sandboxlib.mount import Mount
-from sandboxlib.plan import overlay, tree
+from sandboxlib.plan import network, overlay, tree
 from sandboxlib.plan.flags import (
     AT_FDCWD,
     FSMOUNT_CLOEXEC,
@@ -68,6 +68,8 @@ def roots(spec: SandboxSpec, host: Host, on: frozenset[str]) -> Roots:
     builder.root(rootfs)
     builder.proc()
     builder.dev()
+    if network.is_made(spec):
+        builder.network_files(rootfs)
     for mount in spec.mounts:
         builder.mount(mount)
     builder.masks()
@@ -224,7 +226,8 @@ class _Builder:
                 fd = self.source(entry.path, why, MOUNT_ATTR_RDONLY | _SAFE)
                 self.place(entry.path, fd, why, folder=entry.kind == "dir")
         for path, text in identity(self.spec).items():
-            if path not in rootfs.paths:
+            made = network.is_made(self.spec) and path in network.FILES
+            if path not in rootfs.paths and not made:
                 self.file(path, text, "made anew: the host's names nobody inside")
 
     def empty(self, rootfs: Rootfs) -> None:
@@ -331,6 +334,17 @@ class _Builder:
             self.place(path, tree.MOUNT, f"{path} of its own")
         rootfs = self.spec.rootfs
         self.trusted = rootfs is None or rootfs.kind in ("host", "empty")
+
+    def network_files(self, rootfs: Rootfs) -> None:
+        """The names and name servers of its network, which may change while it stands."""
+        why = "of its network; it can only be read"
+        for path, source in network.FILES.items():
+            if path not in rootfs.paths:
+                fd = self.source(source, why, network.QUIET, recursive=False)
+                if self.trusted:
+                    self.place(path, fd, why, folder=False)
+                else:
+                    self.build.extend(network.over(path, fd, why))
 
     def masks(self) -> None:
         """Where the whole of /proc is asked for: OCI's masked and read-only paths."""

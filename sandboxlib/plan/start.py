@@ -16,7 +16,7 @@ from functools import lru_cache
 from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.host import Host
 from sandboxlib.namespace import IdRange, Namespace
-from sandboxlib.plan import ceilings
+from sandboxlib.plan import ceilings, network
 from sandboxlib.plan.flags import (
     AF_INET,
     AT_FDCWD,
@@ -98,10 +98,7 @@ def _namespaces(spec: SandboxSpec, host: Host, _paths: tuple[str | None, ...]) -
     modes = {kind: spec.namespace(kind) for kind in NAMESPACES}
     if modes["user"] is None:
         modes["user"] = _owner_of(modes, host)
-    if spec.network is not None and spec.network.kind not in ("none", "host", "of"):
-        raise UnsupportedError(
-            f"a network of kind {spec.network.kind!r}", "a part of sandboxlib that is not there yet"
-        )
+    network.check(spec, host)
     for kind, value in list(modes.items()):
         if kind in host.namespaces:
             continue
@@ -205,6 +202,7 @@ def _before(spec: SandboxSpec, host: Host, modes: dict[str, Namespace | None]) -
     if host.cgroups.version:
         text = f"mkdir(<cgroup>); {limits_text(spec, host)}"
         yield Action("cgroup", text, "limits are set before anything is in it")
+    yield from network.announced(spec, host)
     text = 'vfork(); execveat(<launcher>, "", AT_EMPTY_PATH)'
     yield Action("spawn", text, "nothing of the program's memory goes along")
 
@@ -335,6 +333,7 @@ def _init(
             "the sandbox's own loopback is up",
             text='<socket>, SIOCSIFFLAGS, "lo" UP',
         )
+        yield from network.handed_out(spec)
     if "no-nested-userns" in on and "user" not in fixed:
         yield Write(
             "/proc/sys/user/max_user_namespaces",

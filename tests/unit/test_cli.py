@@ -12,6 +12,7 @@ import pytest
 from sandboxlib import cli
 from sandboxlib.errors import SpecError
 from sandboxlib.mount import Mount
+from sandboxlib.network import Network
 from sandboxlib.rootfs import Rootfs
 from sandboxlib.security import Security
 from sandboxlib.spec import SandboxSpec
@@ -28,6 +29,15 @@ def spec(line: str) -> SandboxSpec:
         ("", SandboxSpec()),
         ("--memory 256M --cpus 0.5 --pids 64", SandboxSpec(memory="256M", cpus=0.5, pids=64)),
         ("--network host", SandboxSpec(network="host")),
+        ("--network bridge", SandboxSpec(network="bridge")),
+        (
+            "--network bridge:a --network bridge:b --publish 8080:80 --publish 127.0.0.1:53:54/udp",
+            SandboxSpec(
+                network=[Network.bridge("a"), Network.bridge("b")],
+                ports={8080: 80, "127.0.0.1:53/udp": 54},
+            ),
+        ),
+        ("--network user --publish 80-81:90-91", SandboxSpec(network="user", ports={"80-81": "90-91"})),
         ("--hostname db --cwd /tmp", SandboxSpec(hostname="db", cwd="/tmp")),
         ("--user 1000:1000", SandboxSpec(security=Security(user="1000:1000"))),
         (
@@ -92,7 +102,6 @@ def test_what_makes_no_sense_is_refused_with_its_name(line: str, field: str) -> 
     [
         "run --no-such-option",
         "run --cpus many",
-        "run --network bridge",
         "run --rootfs / --overlay /",
         "",
         "walk",

@@ -111,3 +111,21 @@ def test_what_works_is_told_with_its_time() -> None:
     finding = attempt("a thing", lambda: None)
     assert finding.state == "ok"
     assert finding.text.endswith(" ms")
+
+
+@pytest.mark.parametrize(
+    "host, state, words",
+    [
+        (attrs.evolve(hosts.ROOT_V2, nft=""), "note", ["libnftables1"]),
+        (hosts.ROOT_V2, "ok", ["bridge", "libnftables"]),
+        (attrs.evolve(hosts.ROOT_V2, nft="/usr/sbin/nft"), "ok", ["/usr/sbin/nft"]),
+        (hosts.USER, "note", ["passt"]),
+        (attrs.evolve(hosts.USER, pasta="/usr/bin/pasta"), "note", ["/dev/net/tun", "chmod"]),
+        (attrs.evolve(hosts.USER, pasta="/usr/bin/pasta", tun=True), "ok", ["pasta"]),
+        (attrs.evolve(hosts.USER, slirp4netns="/usr/bin/slirp4netns", tun=True), "ok", ["slirp4netns"]),
+    ],
+)
+def test_which_network_there_is_and_why(host: Host, state: str, words: list[str]) -> None:
+    found = next(finding for finding in examine(host) if finding.name == "network")
+    assert found.state == state
+    assert [word for word in words if word not in str(found)] == []

@@ -18,7 +18,7 @@ def verbs(face: type) -> dict[str, object]:
     """The public names of a class, methods and properties."""
     return {
         name: inspect.getattr_static(face, name)
-        for name in vars(face)
+        for name in dict.fromkeys(name for part in face.__mro__[:-1] for name in vars(part))
         if not name.startswith("_") or name in {*ENTERED, *ENTERED.values()}
     }
 

@@ -45,7 +45,13 @@ def without(kind: str) -> Host:
         (hosts.USER_V2, {"cgroup": CGroup(cpuset_cpus="0")}, ["cpuset", "Delegate"]),
         (hosts.ROOT_V1, {"cgroup": CGroup(memory_high="64M")}, ["memory_high", "cgroup v2"]),
         (hosts.USER, {"namespaces": [Namespace.host("user")]}, ["host's user namespace", "root"]),
-        (hosts.ROOT_V1, {"network": Network.bridge("backend")}, ["bridge"]),
+        (attrs.evolve(hosts.ROOT_V1, nft=""), {"network": "bridge"}, ["bridge", "libnftables1"]),
+        (attrs.evolve(hosts.ROOT_V1, ipv6=False), {"network": Network.bridge(ipv6=True)}, ["IPv6"]),
+        (hosts.ROOT_V1, {"network": "user"}, ["without root", "Network.bridge()"]),
+        (hosts.ROOT_V1, {"network": Network.macvlan("eth0")}, ["macvlan"]),
+        (hosts.USER, {"network": "bridge"}, ["root", "Network.user()"]),
+        (hosts.USER, {"network": "user"}, ["pasta", "passt"]),
+        (attrs.evolve(hosts.USER, pasta="/usr/bin/pasta"), {"network": "user"}, ["/dev/net/tun"]),
     ],
 )
 def test_what_this_host_cannot_do_is_refused_with_the_way_out(

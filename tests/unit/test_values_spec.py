@@ -167,7 +167,7 @@ def test_the_namespace_of_each_kind() -> None:
         ({"mounts": ["/data:/data"]}, "mounts"),
         ({"mounts": [Volume("models")]}, "mounts"),
         ({"mounts": [Mount.tmpfs("/x"), Mount.bind("/data", "/x/")]}, "mounts"),
-        ({"network": "bridge"}, "network"),
+        ({"network": "bridges"}, "network"),
         ({"network": 5}, "network"),
         ({"network": "host", "namespaces": [Namespace("network")]}, "network"),
         ({"network": "host", "namespaces": [LAB]}, "network"),

@@ -1,0 +1,58 @@
+"""What a start needs before pid 1 is made: the program makes it outside, and the engine owns it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from sandboxlib.errors import StateError
+from sandboxlib.kernel import cgroup
+from sandboxlib.plan import ceilings
+from sandboxlib.plan.network import is_made
+from sandboxlib.plan.start import namespaces, needs_ids
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.sandbox import Engine
+
+Values = dict[str, int | str | tuple[str, ...]]
+
+
+async def gather(engine: Engine) -> Values:
+    """
+    Look the image up, and make IDs, cgroup, layers and networks; each is the engine's from then on.
+
+    Returns:
+        What the plan's variables stand for.
+    """
+    if not engine.plan.steps:
+        from sandboxlib.engine.image import prepare as look_up
+
+        engine.held = await look_up(engine.waiter, engine.spec, engine.host)
+        engine.settle(engine.held.spec)
+        if engine.closed:
+            raise StateError("the sandbox was closed while it started")
+    spec, host = engine.spec, engine.host
+    values: Values = {}
+    if needs_ids(host, namespaces(spec, host)):
+        engine.ids = values["ids"] = engine.program.ids.take()
+    if host.cgroups.version:
+        group = engine.group = cgroup.create(host.cgroups, ceilings.limits(spec, host), cgroup.fresh_name())
+        values["join"] = group.join_files()
+        for path in group.init_files():
+            values["leaf"] = os.path.dirname(path)
+        group.enable_leaves()
+    await engine.program.sweep(engine.waiter)
+    if spec.mounts or spec.rootfs is not None:
+        from sandboxlib.engine.storage import prepare
+
+        engine.places = await prepare(engine.waiter, spec, host)
+        values.update(engine.places.values)
+    if is_made(spec):
+        from sandboxlib.engine.connect_network import prepare as prepare_network
+
+        engine.connections = await prepare_network(engine.waiter, spec, host)
+        values.update(engine.connections.values)
+    return values
+
+
+__all__ = ["gather"]

@@ -1,0 +1,111 @@
+"""Connects a sandbox: what its start and its end ask for, whatever kind of network it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from sandboxlib.engine.connections import Connections
+from sandboxlib.errors import SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandboxlib.engine.ports import Taken
+    from sandboxlib.engine.usernet import Userland
+    from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.host import Host
+    from sandboxlib.spec import SandboxSpec
+
+
+class Connected(Protocol):
+    """
+    What a sandbox has of networks.
+
+    Attributes:
+        values: For the plan.
+        published: (address, port, protocol, port inside) of each port.
+        addresses: By network.
+    """
+
+    values: Mapping[str, str]
+
+    @property
+    def published(self) -> list[list[str | int]]:
+        """What leads to it."""
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """By network."""
+
+    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
+        """Pid 1 is there, and *fd*, which is owned, came along. Returns what went wrong, or None."""
+
+    async def release(self, waiter: Waiter) -> None:
+        """Let go of all. Idempotent."""
+
+
+class Bridged:
+    """On bridges. All waiting for the lock of their book is done where it stops nobody else."""
+
+    def __init__(self, spec: SandboxSpec, host: Host) -> None:
+        self._connections = Connections(spec, host)
+        self.values: Mapping[str, str] = {}
+
+    @property
+    def published(self) -> list[list[str | int]]:
+        """What leads to it."""
+        taken: Taken = self._connections.ports
+        return taken.published
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """By network."""
+        return self._connections.addresses
+
+    async def prepare(self, waiter: Waiter) -> None:
+        """Enter it on its networks."""
+        await waiter.work(self._connections.prepare)
+        self.values = self._connections.values
+
+    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
+        """Make its interfaces."""
+        import socket
+
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0, fileno=fd) as inside:
+            try:
+                await waiter.work(lambda: self._connections.connect(pid, inside))
+            except SandboxError as problem:
+                return problem
+        return None
+
+    async def release(self, waiter: Waiter) -> None:
+        """Take it off."""
+        await waiter.work(self._connections.release)
+
+
+async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Connected:
+    """
+    Make what *spec*'s network needs outside.
+
+    Raises:
+        NetworkError: An address, a name or a port is taken.
+        UnsupportedError: This kernel cannot make it.
+        KernelError: A step failed; nothing is left of it.
+    """
+    made: Bridged | Userland
+    if spec.network is not None and spec.network.kind == "user":
+        from sandboxlib.engine.usernet import Userland
+
+        made = Userland(spec, host)
+    else:
+        made = Bridged(spec, host)
+    try:
+        await made.prepare(waiter)
+    except BaseException:
+        with waiter.shield():
+            await made.release(waiter)
+        raise
+    return made
+
+
+__all__ = ["Connected", "prepare"]

@@ -1,0 +1,167 @@
+"""
+Starts pasta(1) or slirp4netns(1) for a sandbox, with all closed that either opens by itself.
+
+Spec: pasta(1), slirp4netns(1); for the latter's ports its API socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+from sandboxlib.engine.waiter import READ
+from sandboxlib.errors import NetworkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.host import Host
+
+#: Where the sandbox asks for names: pasta hands it on to the host's first name server. Of a range that
+#: is never routed (RFC 6890).
+PASTA_DNS = "192.0.0.11"
+PASTA_ADDRESS, PASTA_GATEWAY = "10.0.2.100", "10.0.2.2"
+#: slirp4netns has its own.
+SLIRP_DNS = "10.0.2.3"
+_PATIENCE = 10.0
+
+
+class Helper:
+    """A helper that runs. Attributes: pidfd, of its process; child, where it is ours to be reaped."""
+
+    def __init__(self, pidfd: int, child: subprocess.Popen[bytes] | None = None, held: int = -1) -> None:
+        self._pidfd = pidfd
+        self._child = child
+        self._held = held
+
+    async def end(self, waiter: Waiter) -> None:
+        """Kill it, and wait until it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await waiter.ready({self._pidfd: READ})
+        if self._child is not None:
+            self._child.wait()
+        os.close(self._pidfd)
+        if self._held >= 0:
+            os.close(self._held)
+
+
+def dns_of(host: Host) -> str:
+    """The address at which the helper answers for the host's name servers."""
+    return PASTA_DNS if host.pasta else SLIRP_DNS
+
+
+def start(host: Host, pid: int, pid_file: str, ports: Sequence[Sequence[str | int]]) -> Helper:
+    """
+    Connect the network namespace of *pid*; returns when it is.
+
+    Args:
+        host: It says which helper there is.
+        pid: Of the sandbox's pid 1.
+        pid_file: Where the helper's own is written.
+        ports: What is published.
+
+    Raises:
+        NetworkError: The helper refuses; with its words.
+    """
+    if host.pasta:
+        return _pasta(host.pasta, pid, pid_file, ports)
+    return _slirp(host.slirp4netns, pid, pid_file, ports)
+
+
+def pasta_options(ports: Sequence[Sequence[str | int]]) -> list[str]:
+    """How pasta is called: what is published, and nothing else of the host."""
+    options = ["--quiet", "--config-net", "--ns-ifname", "eth0"]
+    # Not the host's own address, by which else nobody on the host would be answered.
+    options += ["--address", PASTA_ADDRESS, "--netmask", "24", "--gateway", PASTA_GATEWAY]
+    # By itself it maps the gateway's address to the host's loopback, and ports both ways.
+    options += ["--no-map-gw", "--tcp-ns", "none", "--udp-ns", "none", "--dns-forward", PASTA_DNS]
+    for protocol in ("tcp", "udp"):
+        mine = [port for port in ports if port[2] == protocol]
+        for address, outside, _, inside in mine:
+            options += [f"--{protocol}-ports", f"{address}{'/' if address else ''}{outside}:{inside}"]
+        if not mine:
+            options += [f"--{protocol}-ports", "none"]
+    return options
+
+
+def _pasta(program: str, pid: int, pid_file: str, ports: Sequence[Sequence[str | int]]) -> Helper:
+    # It goes into the background when all is set up.
+    command = [program, *pasta_options(ports), "--pid", pid_file, str(pid)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            timeout=_PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise NetworkError(f"pasta has not connected the sandbox within {_PATIENCE:g} seconds") from None
+    if done.returncode:
+        words = [line for line in done.stdout.decode(errors="replace").splitlines() if "syslog" not in line]
+        raise NetworkError(f"pasta cannot connect the sandbox: {'; '.join(words) or 'it gives no reason'}")
+    with open(pid_file, encoding="ascii") as file:
+        return Helper(os.pidfd_open(int(file.read().split()[0])))
+
+
+def _slirp(program: str, pid: int, pid_file: str, ports: Sequence[Sequence[str | int]]) -> Helper:
+    ready, told = os.pipe2(os.O_CLOEXEC)
+    # It ends when the other side of this is closed: also when this program is killed.
+    exits, held = os.pipe2(os.O_CLOEXEC)
+    api = f"{pid_file}.socket"
+    command = [program, "--configure", "--mtu=65520", "--disable-host-loopback"]
+    command += ["--enable-sandbox", "--enable-seccomp", f"--ready-fd={told}", f"--exit-fd={exits}"]
+    command += ["--api-socket", api]
+    try:
+        with open(pid_file, "w", encoding="ascii") as log:
+            child = subprocess.Popen(
+                [*command, str(pid), "eth0"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(told, exits),
+            )  # fmt: skip
+        os.close(told)
+        told = -1
+        connected = os.read(ready, 1)
+    except BaseException:
+        os.close(held)
+        raise
+    finally:
+        for fd in (ready, told, exits):
+            if fd >= 0:
+                os.close(fd)
+    helper = Helper(os.pidfd_open(child.pid), child, held)
+    try:
+        if not connected:
+            with open(pid_file, encoding="utf-8", errors="replace") as file:
+                raise NetworkError(f"slirp4netns cannot connect the sandbox: {file.read().strip()[-500:]}")
+        for port in ports:
+            _forward(api, port)
+    except BaseException:
+        child.kill()
+        child.wait()
+        os.close(helper._pidfd)  # noqa: SLF001 - of this module
+        os.close(held)
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(api)
+    return helper
+
+
+def _forward(api: str, port: Sequence[str | int]) -> None:
+    address, outside, protocol, inside = port
+    arguments = {"proto": protocol, "host_port": outside, "guest_port": inside}
+    arguments["host_addr"] = address or "0.0.0.0"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asked:
+        asked.connect(api)
+        asked.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+        asked.shutdown(socket.SHUT_WR)
+        answer = json.loads(asked.makefile("rb").read() or b"{}")
+    if "error" in answer:
+        raise NetworkError(f"port {outside}/{protocol} cannot be had: {answer['error'].get('desc', answer)}")
+
+
+__all__ = ["Helper", "dns_of", "pasta_options", "start"]

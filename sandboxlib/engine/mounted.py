@@ -1,0 +1,152 @@
+"""
+File trees that are opened alone, without a sandbox.
+
+They are mounted by the launcher, never by the program, which is handed descriptors of them.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from sandboxlib.engine.current import program, resolve
+from sandboxlib.engine.making import Recipe, end, make
+from sandboxlib.engine.planning import asks_for_image
+from sandboxlib.engine.storage import Places, prepare
+from sandboxlib.engine.waiter import BLOCKING, Waiter, complete
+from sandboxlib.errors import StateError, UnsupportedError
+from sandboxlib.host import Host
+from sandboxlib.kernel import launcher
+from sandboxlib.plan import root, tree
+from sandboxlib.plan.flags import CLONE_NEWNS, CLONE_NEWUSER, CLONE_PARENT, NOTHING
+from sandboxlib.plan.steps import Report, Step
+from sandboxlib.spec import SandboxSpec
+
+if TYPE_CHECKING:
+    from sandboxlib.image.leases import Lease
+    from sandboxlib.result import Change
+    from sandboxlib.rootfs import Rootfs
+
+
+class OpenRootfs:
+    """
+    A file tree that is mounted for as long as this is open; made by `Rootfs.open`.
+
+    It is attached nowhere, so no other program comes across it. Its owners and rights are the
+    calling program's.
+    """
+
+    def __init__(
+        self, rootfs: Rootfs, host: Host, fds: tuple[int, ...], places: Places, lease: Lease | None = None
+    ) -> None:
+        self.rootfs = rootfs
+        self._lease = lease
+        self.host = host
+        self.places = places
+        # What is written to is handed out first, where there is such a layer.
+        *scratch, self._fd = fds
+        self.scratch = scratch[0] if scratch else -1
+
+    def fileno(self) -> int:
+        """Its descriptor, to be used as ``dir_fd=``. Raises: StateError: It is closed."""
+        if self._fd < 0:
+            raise StateError("the file tree is closed")
+        return self._fd
+
+    @property
+    def path(self) -> str:
+        """Where this program, and its children for as long as it runs, find the tree."""
+        return f"/proc/{os.getpid()}/fd/{self.fileno()}"
+
+    def changes(self) -> list[Change]:
+        """
+        Return what was added, modified or deleted since it was opened, by path.
+
+        Raises:
+            UnsupportedError: What is written to a `Rootfs.directory` is not kept apart.
+        """
+        from sandboxlib.engine.changes import of_tree
+
+        return complete(of_tree(BLOCKING, self))
+
+    async def aclose(self, waiter: Waiter) -> None:
+        """Unmount it, and remove what was written. Idempotent."""
+        if self._fd >= 0:
+            launcher.close(self._fd, self.scratch)
+            self._fd = self.scratch = -1
+            try:
+                await self.places.release(waiter)
+            finally:
+                if self._lease is not None:
+                    self._lease.close()
+
+    def close(self) -> None:
+        """Unmount it, and remove what was written. Idempotent."""
+        complete(self.aclose(BLOCKING))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<OpenRootfs {self.rootfs!r}{' closed' if self._fd < 0 else ''}>"
+
+
+async def make_rootfs(waiter: Waiter, rootfs: Rootfs) -> OpenRootfs:
+    """
+    Mount *rootfs* alone.
+
+    Raises:
+        SpecError: A folder of it does not exist.
+        UnsupportedError: This host cannot make it.
+        KernelError: A system call failed; nothing is left behind.
+    """
+    asked, lease = SandboxSpec(rootfs=rootfs), None
+    if asks_for_image(asked):
+        from sandboxlib.engine.image import prepare as look_up
+
+        held = await look_up(waiter, asked, program().host)
+        asked, lease = held.spec, held.lease
+        assert asked.rootfs is not None
+        rootfs = asked.rootfs
+    try:
+        return await _mount(waiter, rootfs, lease)
+    except BaseException:
+        if lease is not None:
+            lease.close()
+        raise
+
+
+async def _mount(waiter: Waiter, rootfs: Rootfs, lease: Lease | None) -> OpenRootfs:
+    spec, host = resolve(SandboxSpec(rootfs=rootfs))
+    if not host.privileged and host.userns_hint:
+        raise UnsupportedError("a mount", "root, or leave to make a user namespace", host.userns_hint)
+    plan = root.alone(rootfs, host)
+    child: list[Step] = [*plan.build]
+    if plan.keep >= 0:
+        child.append(Report("ready", "where the changes are", plan.keep))
+    child.append(Report("ready", "the tree", tree.MOUNT))
+    flags = CLONE_PARENT | CLONE_NEWNS | (NOTHING if host.privileged else CLONE_NEWUSER)
+    recipe = Recipe(flags, tuple(child), plan.sources, plan.with_user_namespace)
+    places = await prepare(waiter, spec, host)
+    try:
+        made = await make(waiter, host, recipe, places.values)
+        await end(waiter, made.pid, made.pidfd)
+    except BaseException:
+        with waiter.shield():
+            await places.release(waiter)
+        raise
+    return OpenRootfs(rootfs, host, made.fds, places, lease)
+
+
+def open_rootfs(value: Rootfs) -> OpenRootfs:
+    """Mount the tree alone; see `Rootfs.open`."""
+    return complete(make_rootfs(BLOCKING, value))
+
+
+__all__ = ["OpenRootfs", "make_rootfs", "open_rootfs"]

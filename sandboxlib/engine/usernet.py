@@ -1,0 +1,155 @@
+"""
+Networks without root: a helper that speaks for the sandbox, with the caller's own sockets.
+
+pasta(1) comes first, slirp4netns(1) where it is missing. What either would open by itself (the host's
+loopback by the gateway's address, ports of both sides) is closed by options; link-local addresses,
+and the services of clouds that lie there, by routes that lead nowhere.
+
+A helper outlives a program that is killed. Its name is that of its files in the run-time folder,
+so the next program that starts one finds it and ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+from sandboxlib.engine import helpers, hosts
+from sandboxlib.engine.ports import Taken
+from sandboxlib.errors import KernelError, SandboxError
+from sandboxlib.kernel import netlink
+from sandboxlib.kernel.cgroup import fresh_name
+from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.host import Host
+    from sandboxlib.spec import SandboxSpec
+
+#: Link-local addresses, and those of clouds' own services beside them.
+CLOSED = ("169.254.0.0/16", "fd00:ec2::254/128")
+_KINDS = ("hosts", "resolv", "pid")
+
+
+class Userland:
+    """
+    One sandbox's helper.
+
+    Attributes:
+        values: For the plan: the files of names and name servers.
+    """
+
+    def __init__(self, spec: SandboxSpec, host: Host) -> None:
+        self._spec = spec
+        self._host = host
+        self._token = PREFIX + fresh_name().removeprefix(PREFIX)
+        self._ports = Taken()
+        self._helper: helpers.Helper | None = None
+        self.values: Mapping[str, str] = {}
+
+    @property
+    def published(self) -> list[list[str | int]]:
+        """What leads to it."""
+        return self._ports.published
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, ...]]:
+        """None that others could use."""
+        return {}
+
+    def _path(self, kind: str) -> str:
+        return os.path.join(self._host.run_dir, f"{self._token}.{kind}")
+
+    async def prepare(self, waiter: Waiter) -> None:
+        """Make its files, and look whether its ports can be had. Raises: NetworkError, KernelError."""
+        await waiter.work(self._prepare)
+
+    def _prepare(self) -> None:
+        network = self._spec.network
+        assert network is not None
+        try:
+            os.makedirs(self._host.run_dir, mode=0o700, exist_ok=True)
+            sweep(self._host)
+            names = filter(None, [self._spec.hostname])
+            lines = [f"127.0.0.1 {name}" for name in names]
+            hosts.create(
+                self._path("hosts"), lines + [f"{address} {name}" for name, address in network.hosts]
+            )
+            dns = network.dns if network.dns is not None else (helpers.dns_of(self._host),)
+            hosts.resolver(self._path("resolv"), dns, network.search, reachable=True)
+        except OSError as error:
+            raise KernelError(
+                error.errno or 0, f'open("{self._path("hosts")}")', "files of the network"
+            ) from None
+        self._ports.take(self._spec.ports, ipv6=False)
+        self.values = {"hosts": self._path("hosts"), "resolv": self._path("resolv")}
+
+    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
+        """Start the helper; returns when it has connected the sandbox, with what went wrong or None."""
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0, fileno=fd) as inside:
+            try:
+                self._helper = await waiter.work(lambda: self._connect(pid, inside))
+            except SandboxError as problem:
+                return problem
+        return None
+
+    def _connect(self, pid: int, inside: socket.socket) -> helpers.Helper:
+        closed = [netlink.unreachable(target) for target in CLOSED if self._host.ipv6 or ":" not in target]
+        netlink.carry_out(inside, closed, "addresses that are closed")
+        # From here on they are the helper's: only one can listen.
+        self._ports.release()
+        return helpers.start(self._host, pid, self._path("pid"), self._ports.published)
+
+    async def release(self, waiter: Waiter) -> None:
+        """End the helper, and remove its files. Idempotent."""
+        self._ports.release()
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            await helper.end(waiter)
+        else:
+            # Interrupted while it started.
+            _end(self._path("pid"))
+        for kind in _KINDS:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(kind))
+
+
+def sweep(host: Host) -> None:
+    """End the helpers of programs that are dead, and remove their files."""
+    for name in os.listdir(host.run_dir):
+        token, _, kind = name.rpartition(".")
+        if kind not in _KINDS or not is_dead(token):
+            continue
+        path = os.path.join(host.run_dir, name)
+        if kind == "pid":
+            _end(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _end(path: str) -> None:
+    try:
+        with open(path, encoding="ascii") as file:
+            pid = int(file.read().split()[0])
+        fd = os.pidfd_open(pid)
+    except (FileNotFoundError, ProcessLookupError, IndexError, ValueError):
+        return
+    try:
+        # The number may be another's by now: a helper has been given this very path.
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if path.encode() in file.read().split(b"\0"):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESRCH):
+            raise
+    finally:
+        os.close(fd)
+
+
+__all__ = ["Userland", "sweep"]

@@ -1,0 +1,70 @@
+"""The verbs of a sandbox that are about its image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from sandboxlib.engine.waiter import complete
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.sandbox import Engine
+    from sandboxlib.images import Image
+
+
+class FromImage:
+    """A part of `sandboxlib.Sandbox`."""
+
+    def _live(self) -> Engine:
+        raise NotImplementedError
+
+    @property
+    def image(self) -> Image | None:
+        """The image that it began with; None without one."""
+        held = self._live().held
+        if held is None:
+            return None
+        from sandboxlib.images import Image
+
+        return Image.get(held.image.digest)
+
+    def commit(
+        self,
+        name: str,
+        *,
+        message: str = "",
+        author: str = "",
+        config: Mapping[str, Any] | None = None,
+        created: str | None = None,
+    ) -> Image:
+        """
+        Make an image: its own, and one layer more with exactly what has changed.
+
+        It is paused meanwhile. What lies in mounts and in the image's volumes is left out.
+
+        Args:
+            name: What the image is to be called.
+            message: Why; the history has it.
+            author: Who.
+            config: What is to be different in its configuration: ``{"Cmd": ["run"]}``.
+            created: When, as RFC 3339 has it. The same changes at the same time are the same to the byte.
+
+        Raises:
+            UnsupportedError: It did not begin with an image.
+            SpecError: An argument makes no sense.
+        """
+        from sandboxlib.engine.commit import commit
+        from sandboxlib.images import Image
+
+        options = {"message": message, "author": author, "config": config, "created": created}
+        return Image.of(complete(commit(self._live(), name, **options)))
+
+    def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
+        """Write its file tree, without what is mounted in it, as a plain tar to a path or an open file."""
+        from sandboxlib.engine.commit import export
+
+        complete(export(self._live(), target))
+
+
+__all__ = ["FromImage"]

@@ -1,0 +1,240 @@
+"""
+A host of the tests' own, with others around it: network namespaces, so that this machine's stays as it is.
+
+::
+
+    client ─────────────── host ─────────────── server
+    192.0.2.2   192.0.2.1        198.51.100.1   198.51.100.2
+    2001:db8:1::2   ::1          2001:db8:2::1  2001:db8:2::2
+
+A program stands in the host, in network and mount namespaces of its own with a /run of its own, and
+carries out pieces of Python that tests hand to it; sandboxes live in it. With it all that it made
+is gone. This file is also that program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+CLIENT, SERVER = "192.0.2.2", "198.51.100.2"
+CLIENT6, SERVER6 = "2001:db8:1::2", "2001:db8:2::2"
+HOST, HOST6 = "192.0.2.1", "2001:db8:1::1"
+
+#: Answers whoever asks, on TCP and UDP ports of both families, until it is killed.
+ECHO = """
+import selectors, socket, sys
+poll = selectors.DefaultSelector()
+for text in sys.argv[1:]:
+    port, kind = text.split("/")
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            s = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+            if family == socket.AF_INET6:
+                s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind((address, int(port)))
+        except OSError:
+            continue
+        if kind == "tcp":
+            s.listen(64)
+        poll.register(s, 1, kind)
+name = socket.gethostname()
+print("ready", flush=True)
+while True:
+    for key, _ in poll.select():
+        if key.data == "tcp":
+            c, peer = key.fileobj.accept()
+            c.settimeout(1)
+            # Whoever asks speaks first: the pasta of 2023 tells of a connection only then.
+            try:
+                c.recv(1)
+            except OSError:
+                pass
+            c.sendall(f"{name} {peer[0]}".encode())
+            c.close()
+        else:
+            _, peer = key.fileobj.recvfrom(1000)
+            key.fileobj.sendto(f"{name} {peer[0]}".encode(), peer)
+"""
+
+#: Prints what such a one answers, or why nobody does.
+ASK = """
+import socket, sys
+host, port, kind, patience = sys.argv[1:]
+def ask():
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if kind == "icmp":
+        six = ":" in host
+        s = socket.socket(family, socket.SOCK_DGRAM, 58 if six else 1)
+        s.settimeout(float(patience))
+        s.connect((host, 0))
+        s.send(bytes([128 if six else 8, 0, 0, 0, 0, 1, 0, 1]) + b"ping")
+        answer = s.recv(1000)
+        return "pong" if answer[0] in (0, 129) else "icmp %d" % answer[0]
+    s = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    s.settimeout(float(patience))
+    s.connect((host, int(port)))
+    s.send(b"x")
+    return s.recv(1000).decode()
+try:
+    print(ask())
+except OSError as error:
+    print("no:", type(error).__name__, error)
+"""
+
+
+class Lab:
+    """The program, from outside; a context manager."""
+
+    def __init__(self) -> None:
+        command = ["unshare", "--net", "--mount", sys.executable, os.path.abspath(__file__)]
+        self._number = 0
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate(timeout=60)
+
+    def run(self, code: str, **values: Any) -> Any:
+        """Carry out *code* there, with *values* as variables; returns what it puts into `result`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._number += 1
+        self._process.stdin.write(json.dumps([self._number, code, values]) + "\n")
+        self._process.stdin.flush()
+        number, result, problem = 0, None, None
+        while number != self._number:
+            # Of an earlier test whose patience had ended.
+            line = self._process.stdout.readline()
+            assert line, "the lab has ended"
+            number, result, problem = json.loads(line)
+        assert problem is None, problem
+        return result
+
+
+# --- what runs as a program -----------------------------------------------------------------------------
+
+
+def sh(*command: str, check: bool = True) -> str:
+    """Run a command; what it wrote."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def _neighbour(name: str, nets: tuple[str, str], near: str, far: str) -> None:
+    sh("ip", "netns", "add", name)
+    sh("ip", "link", "add", f"to-{name}", "type", "veth", "peer", "eth0", "netns", name)
+    for net, prefix in zip(nets, ("24", "64"), strict=True):
+        flags = ["nodad"] if ":" in net else []
+        sh("ip", "address", "add", f"{net}{near}/{prefix}", "dev", f"to-{name}", *flags)
+        sh("ip", "-n", name, "address", "add", f"{net}{far}/{prefix}", "dev", "eth0", *flags)
+    for where, link in (((), f"to-{name}"), (("-n", name), "eth0"), (("-n", name), "lo")):
+        sh("ip", *where, "link", "set", link, "up")
+    for net in nets:
+        sh("ip", "-n", name, "route", "add", "default", "via", f"{net}{near}")
+    # No name server listens there, and each one who asks is told so at once.
+    for setting, value in (("ping_group_range", "0 65535"), ("icmp_ratelimit", "0")):
+        sh("ip", "netns", "exec", name, "sh", "-c", f"echo {value} > /proc/sys/net/ipv4/{setting}")
+
+
+def build() -> None:
+    """Make the host and those around it."""
+    sh("mount", "--make-rprivate", "/")
+    sh("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
+    Path("/run/resolv.conf").write_text(f"nameserver {SERVER}\nsearch example.org\n")
+    sh("mount", "--bind", "/run/resolv.conf", "/etc/resolv.conf")
+    # A device for helpers of plain users; here and there only root may open it.
+    os.mknod("/run/tun", 0o20666, os.makedev(10, 200))
+    os.chmod("/run/tun", 0o666)
+    sh("mount", "--bind", "/run/tun", "/dev/net/tun")
+    sh("ip", "link", "set", "lo", "up")
+    _neighbour("client", ("192.0.2.", "2001:db8:1::"), "1", "2")
+    _neighbour("server", ("198.51.100.", "2001:db8:2::"), "1", "2")
+    for net in ("198.51.100.", "2001:db8:2::"):
+        sh("ip", "route", "add", "default", "via", f"{net}2")
+    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 65535")
+
+
+_STARTED: list[subprocess.Popen[str]] = []
+
+
+def echo(*ports: str, at: str = "") -> subprocess.Popen[str]:
+    """Let a server answer on *ports*, on the host or at a neighbour; it ends with the lab."""
+    where = ["ip", "netns", "exec", at] if at else []
+    command = [*where, sys.executable, "-c", ECHO, *ports]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    _STARTED.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def serve(sandbox: Any, *ports: str) -> Any:
+    """The same in a sandbox."""
+    process = sandbox.popen(["python3", "-c", ECHO, *ports], stdout=subprocess.PIPE)
+    sandbox.wait_for(output=(process, b"ready"), timeout=10)
+    return process
+
+
+def ask(where: Any, host: str, port: int, kind: str, patience: float = 1) -> str:
+    """Ask from *where*, a sandbox, the name of a neighbour or "" for the host."""
+    arguments = ["-c", ASK, host, str(port), kind, str(patience)]
+    if isinstance(where, str):
+        inside = ["ip", "netns", "exec", where] if where else []
+        return sh(*inside, sys.executable, *arguments).strip()
+    return str(where.run(["python3", *arguments], text=True).stdout).strip()
+
+
+def running(*names: str, uid: int) -> list[str]:
+    """The processes of a user whose names begin with one of *names*."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            comm = (folder / "comm").read_text().strip()
+            # An orphan that has ended may wait for a while for init to look after it.
+            ended = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            if comm.startswith(names) and folder.stat().st_uid == uid and not ended:
+                found.append(f"{folder.name} {comm}")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def main() -> None:
+    """Build it, and carry out what comes by stdin."""
+    # What is printed by others is not to be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    build()
+    known: dict[str, Any] = dict(globals())
+    for line in sys.stdin:
+        number, code, values = json.loads(line)
+        known.pop("result", None)
+        known.update(values)
+        problem = None
+        try:
+            exec(compile(code, "<test>", "exec"), known)
+        except BaseException:
+            problem = traceback.format_exc()
+        answers.write(json.dumps([number, known.get("result"), problem], default=str) + "\n")
+        answers.flush()
+    for process in _STARTED:
+        process.kill()
+        process.communicate()
+
+
+if __name__ == "__main__":
+    main()
