@@ -23,6 +23,7 @@ from sandboxlib.image.owner import Owner
 from sandboxlib.image.users import Account, account
 from sandboxlib.mount import Mount, below
 from sandboxlib.namespace import Namespace
+from sandboxlib.plan.overlay import keeps_in_memory
 from sandboxlib.plan.start import id_map
 from sandboxlib.reference import Reference, is_digest
 from sandboxlib.security import Security
@@ -108,7 +109,10 @@ def hold(spec: SandboxSpec, host: Host, cancelled: Callable[[], None]) -> Held:
         manifest = store.manifest(found)
         config = store.config(manifest)
         layers = store.unpack(manifest, config, owner, cancelled=cancelled)
-        return _settled(spec, found, lease, config.config, layers)
+        held = _settled(spec, host, found, lease, config.config, layers)
+        if spec.rootfs is None and held.spec.rootfs is not None and held.spec.rootfs.storage != "tmpfs":
+            os.makedirs(storage_of(host), mode=0o700, exist_ok=True)
+        return held
     except BaseException:
         lease.close()
         raise
@@ -137,7 +141,7 @@ def planned(spec: SandboxSpec, host: Host) -> SandboxSpec:
                 f"who {user!r} is in it is known when it is unpacked: start it once",
                 name,
             )
-        return _settled(spec, found, lease, config.config, layers).spec
+        return _settled(spec, host, found, lease, config.config, layers).spec
 
 
 def look_up(store: Store, name: str) -> Descriptor | None:
@@ -166,8 +170,20 @@ def _ranges(text: str) -> tuple[tuple[int, int, int], ...]:
 # ---- the configuration --------------------------------------------------------------------
 
 
+def storage_of(host: Host) -> str:
+    """Where what is written goes, where nobody says so: to memory, or where a kernel cannot, to disk."""
+    if keeps_in_memory(host):
+        return "tmpfs"
+    return os.path.join(state_folder(), "written")
+
+
 def _settled(
-    spec: SandboxSpec, image: Descriptor, lease: Lease, config: Config | None, layers: tuple[str, ...]
+    spec: SandboxSpec,
+    host: Host,
+    image: Descriptor,
+    lease: Lease,
+    config: Config | None,
+    layers: tuple[str, ...],
 ) -> Held:
     if not layers:
         raise ImageError("it has no layers, so there is nothing to run", image.digest)
@@ -176,7 +192,7 @@ def _settled(
     if rootfs is None:
         from sandboxlib.rootfs import Rootfs
 
-        rootfs = Rootfs.image(image.digest)
+        rootfs = Rootfs.image(image.digest, storage=storage_of(host))
     changes["rootfs"] = attrs.evolve(rootfs, lower=layers)
     user = (config.user if config is not None else "") or ""
     if spec.security is not None and spec.security.user is not None:

@@ -106,6 +106,11 @@ def steps(context: int, lowers: list[int], host: Host, *, on_image: bool = False
     yield Call("setns", (tree.MOUNT, CLONE_NEWNS), "back; the overlay keeps its layers")
 
 
+def keeps_in_memory(host: Host) -> bool:
+    """Can what is written to an overlay lie in memory? A user's needs user.* on tmpfs."""
+    return host.privileged or host.kernel >= (6, 6)
+
+
 def check(rootfs: Rootfs, host: Host, user: Namespace | None, owned: bool) -> None:
     """
     Refuse what this host cannot do.
@@ -121,8 +126,8 @@ def check(rootfs: Rootfs, host: Host, user: Namespace | None, owned: bool) -> No
     """
     if owned and host.kernel < (5, 19):
         raise UnsupportedError("an overlay for a sandbox of root's", "Linux 5.19, for ID-mapped layers")
-    if not host.privileged and rootfs.storage == "tmpfs" and host.kernel < (6, 6):
-        hint = "let it write to a disk: Rootfs.overlay(..., storage='/a/folder')"
+    if rootfs.storage == "tmpfs" and not keeps_in_memory(host):
+        hint = f"let it write to a disk: Rootfs.{rootfs.kind}(..., storage='/a/folder')"
         raise UnsupportedError("an overlay in memory without root", "Linux 6.6, for user.* on tmpfs", hint)
     if owned and user is not None and user.mode == "join":
         raise UnsupportedError("an overlay in a user namespace that is joined", "ID maps of its own")
@@ -141,4 +146,4 @@ def first_ids(user: Namespace | None) -> tuple[int | Variable, int | Variable]:
     return user.uid_map[0].outside, user.gid_map[0].outside
 
 
-__all__ = ["BASE", "base", "check", "first_ids", "most_layers", "steps"]
+__all__ = ["BASE", "base", "check", "first_ids", "keeps_in_memory", "most_layers", "steps"]

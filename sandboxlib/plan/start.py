@@ -374,5 +374,11 @@ def _notes(spec: SandboxSpec, host: Host) -> Iterator[str]:
             f"the program's supplementary groups ({groups}) stay effective inside: a user may drop "
             "them only with subordinate group IDs: install uidmap, add the user to /etc/subgid"
         )
+    rootfs = spec.rootfs
+    if rootfs is not None and rootfs.kind == "image" and not overlay.keeps_in_memory(host):
+        yield (
+            f"what is written lies on disk in {rootfs.storage}, with no limit but that: in memory a user's "
+            "needs Linux 6.6"
+        )
     if "time" not in host.namespaces:
         yield "no time namespace: this kernel has none"

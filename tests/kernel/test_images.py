@@ -127,6 +127,7 @@ def test_its_own_command_runs_where_none_is_given(base: Image) -> None:
         sb.run()
 
 
+@pytest.mark.root
 def test_the_configuration_is_honoured(base: Image) -> None:
     image = derived(base, "configured", User="app", WorkingDir="/data", StopSignal="SIGUSR1")
     assert image.config["User"] == "app"
@@ -146,6 +147,7 @@ def test_the_configuration_is_honoured(base: Image) -> None:
         assert sb.sh("id -u; pwd; echo $GREETING").stdout.decode().split() == ["0", "/", "bye"]
 
 
+@pytest.mark.root
 def test_only_numbers_of_a_user_are_good_without_an_entry(base: Image) -> None:
     with Sandbox(image=derived(base, "numbers", User="1234:77")) as sb:
         assert sb.sh("id -u; id -g").stdout.split() == [b"1234", b"77"]
@@ -155,6 +157,7 @@ def test_only_numbers_of_a_user_are_good_without_an_entry(base: Image) -> None:
         Sandbox(image=derived(base, "ungrouped", User="app:none")).open()
 
 
+@pytest.mark.root
 def test_files_have_their_owners_inside(base: Image) -> None:
     with Sandbox(image=base) as sb:
         found = sb.sh("stat -c '%u:%g %a' /home/app/own /etc/passwd /tmp").stdout.decode().splitlines()
