@@ -16,7 +16,7 @@ from functools import lru_cache
 from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.host import Host
 from sandboxlib.namespace import IdRange, Namespace
-from sandboxlib.plan import ceilings, network
+from sandboxlib.plan import ceilings, network, overlay
 from sandboxlib.plan.flags import (
     AF_INET,
     AT_FDCWD,
