@@ -255,7 +255,8 @@ class _Upper:
                     fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
                 except OSError as error:
                     raise KernelError(error.errno or 0, f'open("{path}")', WHY) from None
-            self._base = fds[0] if based else -1
+            # A user's own has the numbers that all his files have.
+            self._base = fds[0] if based and self._privileged else -1
             await self._folder(b"", tuple(fds))
         finally:
             for fd in fds:

@@ -8,6 +8,7 @@ next one that starts.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,8 @@ async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Places:
         await places.lock(waiter, spec)
         if storage is not None:
             places.make(storage)
+            if not host.privileged:
+                _check_marks(str(places.values["storage"]), storage)
             # Of programs of earlier times: the links in the run-time folder do not outlive a boot.
             await sweep_folder(waiter, host, storage)
     except BaseException:
@@ -115,6 +118,23 @@ async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Places:
             await places.release(waiter)
         raise
     return places
+
+
+def _check_marks(path: str, storage: str) -> None:
+    """A user's overlay keeps its marks in user.*: without it, it would forget what was removed."""
+    try:
+        os.setxattr(path, "user.sandboxlib", b"")
+        os.removexattr(path, "user.sandboxlib")
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+            raise KernelError(
+                error.errno or 0, f'setxattr("{path}")', "the layer that is written to"
+            ) from None
+        raise UnsupportedError(
+            f"an overlay that writes to {storage}",
+            "a file system with user.* attributes there",
+            "name a folder on another one as storage=",
+        ) from None
 
 
 def lowers(rootfs: Rootfs, scratch: int) -> tuple[str, ...]:

@@ -78,6 +78,7 @@ def test_what_is_not_there_says_so(state: Path, registry: str) -> None:
     assert Image.list() == []
 
 
+@pytest.mark.root
 @pytest.mark.tool("skopeo")
 @pytest.mark.parametrize("format_", ["oci", "v2s2"])
 def test_what_skopeo_pushes_runs(base: Image, registry: str, tmp_path: Path, format_: str) -> None:
