@@ -310,7 +310,10 @@ def rename(book: Book, member: Member, *, add: bool) -> None:
 
 def sweep(book: Book, host: Host) -> None:
     """Take off those whose program is dead, and networks on which nobody is."""
-    for token in [token for token in book.members if is_dead(token)]:
+    # One look for each program, not for each of its sandboxes.
+    owners = {token.rpartition("-")[0]: token for token in book.members}
+    dead = {owner for owner, token in owners.items() if is_dead(token)}
+    for token in [token for token in book.members if token.rpartition("-")[0] in dead]:
         leave(book, token, host)
     for net in [net for net in book.networks.values() if not book.on(net.name)]:
         remove(book, net, host)

@@ -681,3 +681,37 @@ result = refused(start, KernelError)
 Path("/run/empty").rmdir()
 """
     assert "its own processes" in lab.run(code)
+
+
+def test_a_network_of_ipv6_alone_and_other_gateways(lab: Lab) -> None:
+    code = """
+echo("7050/tcp", at="server")
+result = []
+with Sandbox(network=Network.bridge("six", subnet="fd00:5b::/64", gateway="fd00:5b::ff"), hostname="me",
+             ports={7051: 80}) as sb:
+    serve(sb, "80/tcp")
+    result += [sb.addresses()["six"], ask(sb, "2001:db8:2::2", 7050, "tcp")[:3]]
+    result += [ask("", "::1", 7051, "tcp")[:2], ask("client", "2001:db8:1::1", 7051, "tcp")[:2]]
+    result += [ask(sb, "fd00:5b::ff", 0, "icmp"), ask(sb, "198.51.100.2", 7050, "tcp")[:3]]
+    result.append(refused(opened(network=Network.bridge("six"), ports={"127.0.0.1:7052": 80}), NetworkError))
+with Sandbox(network=Network.bridge("four", subnet="10.9.0.0/24", gateway="10.9.0.254")) as sb:
+    result += [sb.addresses()["four"], ask(sb, "198.51.100.2", 7050, "tcp")[:3]]
+    result += [refused(opened(network=Network.bridge("four"), ports={"[::1]:7052": 80}), NetworkError)]
+"""
+    (own,), out, inside, published, gateway, four, refusal, other, way, last = lab.run(code)
+    assert own == "fd00:5b::1"
+    assert "no:" not in (out, way)
+    assert (inside, published, gateway, four) == ("me", "me", "pong", "no:")
+    assert "IPv4" in refusal
+    assert other == ["10.9.0.1"]
+    assert "IPv6" in last
+
+
+def test_an_internal_network_asks_for_no_forwarding(lab: Lab) -> None:
+    code = """
+with Sandbox(network=Network.bridge("i", internal=True, ipv6=True)) as sb:
+    result = [left()[3], sb.sh("cat /etc/resolv.conf", text=True).stdout]
+"""
+    forwarding, resolver = lab.run(code)
+    assert forwarding == ["0", "0"]
+    assert "nameserver" not in resolver
