@@ -715,3 +715,25 @@ with Sandbox(network=Network.bridge("i", internal=True, ipv6=True)) as sb:
     forwarding, resolver = lab.run(code)
     assert forwarding == ["0", "0"]
     assert "nameserver" not in resolver
+
+
+def test_a_firewall_of_others_that_drops_is_told_by_the_doctor(lab: Lab) -> None:
+    code = """
+from sandboxlib.doctor import others
+result = [[str(finding) for finding in others()]]
+sh("nft", "add table ip filter")
+sh("nft", "add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }")
+result.append([str(finding) for finding in others()])
+with Sandbox(network="bridge") as sb:
+    result.append(ask(sb, "198.51.100.2", 0, "icmp")[:3])
+    # As it says.
+    sh("nft", "add", "rule", "ip", "filter", "FORWARD", "iifname sbx-* accept")
+    sh("nft", "add", "rule", "ip", "filter", "FORWARD", "oifname sbx-* accept")
+    result.append(ask(sb, "198.51.100.2", 0, "icmp"))
+sh("nft", "flush", "ruleset")
+"""
+    none, (told,), before, after = lab.run(code)
+    assert none == []
+    assert "ip filter FORWARD" in told
+    assert "sbx-*" in told
+    assert (before, after) == ("no:", "pong")
