@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from netlab import Lab
 
 pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.tool("ip", "unshare", "nft")]
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 USES = """
 import contextlib, os, signal, time
 from sandboxlib import Network, NetworkError, Sandbox, SpecError, UnsupportedError, KernelError
@@ -737,3 +739,11 @@ sh("nft", "flush", "ruleset")
     assert "ip filter FORWARD" in told
     assert "sbx-*" in told
     assert (before, after) == ("no:", "pong")
+
+
+def test_the_example(lab: Lab) -> None:
+    said = lab.run("result = sh(sys.executable, path)", path=str(EXAMPLES / "services.py")).splitlines()
+    assert said[0] == "the store says forty-two"
+    assert "front" in said[1]
+    assert "back" in said[1]
+    assert said[2:] == ["the guest reaches web: 200", "the guest reaches the store: False"]
