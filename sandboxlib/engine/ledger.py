@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from sandboxlib.errors import KernelError
+from sandboxlib.errors import KernelError, NetworkError
 
 _LOCK, _BOOK = "lock", "book"
 
@@ -136,6 +136,7 @@ def locked(run_dir: str) -> Iterator[Book]:
 
     Raises:
         KernelError: The folder cannot be used.
+        NetworkError: The book is none.
     """
     where = folder(run_dir)
     try:
@@ -175,16 +176,21 @@ def _lock(where: str) -> int:
 
 def _read(where: str) -> Book:
     book = Book(where)
+    path = book.path(_BOOK)
     try:
-        with open(book.path(_BOOK), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             found = json.load(file)
+        for values in found["networks"]:
+            net = Net(*values)
+            book.networks[net.name] = net
+        book.members = {token: Member(*values) for token, values in found["members"].items()}
+        book.forwarding = found["forwarding"]
     except FileNotFoundError:
         return book
-    for values in found["networks"]:
-        net = Net(*values)
-        book.networks[net.name] = net
-    book.members = {token: Member(*values) for token, values in found["members"].items()}
-    book.forwarding = found["forwarding"]
+    except (ValueError, KeyError, TypeError) as error:
+        # Of another version, or written to by somebody else.
+        hint = "end all sandboxes that are on a network, and remove the file"
+        raise NetworkError(f"the book of networks, {path}, cannot be read ({error}): {hint}") from None
     return book
 
 

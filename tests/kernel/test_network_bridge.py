@@ -747,3 +747,39 @@ def test_the_example(lab: Lab) -> None:
     assert "front" in said[1]
     assert "back" in said[1]
     assert said[2:] == ["the guest reaches web: 200", "the guest reaches the store: False"]
+
+
+def test_router_advertisements_are_heeded_as_before(lab: Lab) -> None:
+    code = """
+heeds = Path("/proc/sys/net/ipv6/conf/to-server/accept_ra")
+result = [heeds.read_text()]
+with Sandbox(network=Network.bridge("a", ipv6=True)):
+    result.append(heeds.read_text())
+result.append(heeds.read_text())
+"""
+    assert lab.run(code) == ["1\n", "2\n", "1\n"]
+
+
+def test_interfaces_that_vanish_and_rules_that_are_gone_do_not_keep_it_from_ending(lab: Lab) -> None:
+    code = """
+with Sandbox(network=Network.bridge("a", rate="10M"), ports={7741: 80}) as sb:
+    for line in sh("ip", "-br", "link").splitlines():
+        if line.startswith("sbx"):
+            sh("ip", "link", "delete", line.split("@")[0].split()[0], check=False)
+    sh("nft", "flush", "ruleset")
+    result = ask(sb, "198.51.100.2", 7005, "tcp")[:3]
+"""
+    assert lab.run(code) == "no:"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"networks": [[1]], "members": {}, "forwarding": {}}'])
+def test_a_book_that_is_none_is_told(lab: Lab, text: str) -> None:
+    code = """
+with Sandbox(network=Network.bridge("a")):
+    book = next(Path("/run/sandboxlib").glob("networks-*")) / "book"
+    before = book.read_text()
+    book.write_text(text)
+    result = refused(opened(network=Network.bridge("b")), NetworkError)
+    book.write_text(before)
+"""
+    assert "cannot be read" in lab.run(code, text=text)
