@@ -34,11 +34,13 @@ address = {
     "host4": "192.0.2.1", "host6": "2001:db8:1::1",
     "loopback4": "127.0.0.1", "loopback6": "::1", "other4": "198.51.100.1", "other6": "2001:db8:2::1",
 }
+place["shared"] = stack.enter_context(Sandbox(network="host"))
 for name, sandbox in who.items():
     place[name] = stack.enter_context(sandbox)
     if name != "none":
         (address[name + "4"], address[name + "6"]), = sandbox.addresses().values()
         serve(sandbox, "80/tcp", "81/udp", "90/tcp")
+place["pod"] = stack.enter_context(Sandbox(network=Network.of(who["a2"])))
 """
 
 # From, to, TCP port, UDP port, and who answers: a name, or None for nobody.
@@ -52,6 +54,16 @@ REACH = [
     ("i1", "a1", 80, 81, None),
     ("i1", "i2", 80, 81, "i2"),
     ("none", "a1", 80, 81, None),
+    # Loopback: each its own, the host's, or one that is shared.
+    ("a1", "loopback", 80, 81, "a1"),
+    ("a1", "loopback", 7000, 7001, None),
+    ("none", "loopback", 7000, 7001, None),
+    ("shared", "loopback", 7000, 7001, "any"),
+    ("shared", "server", 7000, 7001, "any"),
+    ("pod", "loopback", 80, 81, "a2"),
+    ("pod", "loopback", 7000, 7001, None),
+    ("pod", "a1", 80, 81, "a1"),
+    ("pod", "b1", 80, 81, None),
     # The way out, and none from an internal network.
     ("a1", "server", 7000, 7001, "any"),
     ("b1", "client", 7000, 7001, "any"),
