@@ -783,3 +783,26 @@ with Sandbox(network=Network.bridge("a")):
     book.write_text(before)
 """
     assert "cannot be read" in lab.run(code, text=text)
+
+
+def test_a_port_of_the_hosts_loopback_is_not_had_by_who_sends_to_127(lab: Lab) -> None:
+    """A host beside this one can put any address into a packet, and the kernel looks at it late."""
+    code = """
+inside = ("ip", "netns", "exec", "client")
+lines = sh("ip", "-n", "client", "route", "show", "table", "local", "dev", "lo").splitlines()
+with Sandbox(network=Network.bridge("a"), ports={"127.0.0.1:7060": 80, 7061: 80}) as sb:
+    serve(sb, "80/tcp")
+    before = sb.stats().network["eth0"].packets_received
+    for line in lines:
+        if "127." in line:
+            sh("ip", "-n", "client", "route", "del", "table", "local", *line.split()[:2], "dev", "lo")
+    sh(*inside, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet")
+    sh("ip", "-n", "client", "route", "add", "127.0.0.0/8", "via", "192.0.2.1", "src", "192.0.2.2")
+    for port in (7060, 7061):
+        ask("client", "127.0.0.1", port, "tcp", 0.3)
+    result = [sb.stats().network["eth0"].packets_received - before]
+    sh("ip", "-n", "client", "route", "del", "127.0.0.0/8")
+    sh("ip", "-n", "client", "route", "add", "table", "local", "local", "127.0.0.0/8", "dev", "lo")
+    result += [ask("", "127.0.0.1", 7060, "tcp")[:2], ask("client", "192.0.2.1", 7061, "tcp")[:2]]
+"""
+    assert lab.run(code) == [0, "sa", "sa"]
