@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from netlab import Lab
 
-pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.tool("ip", "unshare", "nft")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.netns,
+    pytest.mark.bridge,
+    pytest.mark.tool("ip", "unshare", "nft"),
+]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 USES = """
@@ -150,6 +155,11 @@ with (Sandbox(network=front, hostname="web") as web, Sandbox(network=back, hostn
         named = source.run(["getent", "hosts", target], text=True).stdout.split()
         result.append([bool(named), ask(source, address[own][0], 80, "tcp")[:3] if own else None])
     result.append([ask(sb, "198.51.100.2", 7000, "tcp")[:3] == "no:" for sb in (web, db, app)])
+    # One that comes later is found as well, and no longer when it has gone.
+    for network in (front, back):
+        with Sandbox(network=network, hostname="late"):
+            result.append([bool(sb.run(["getent", "hosts", "late"]).stdout) for sb in (web, db, app)])
+    result.append(bool(app.run(["grep", "late", "/etc/hosts"]).stdout))
 """
     assert lab.run(code) == [
         ["back", "front"],
@@ -159,6 +169,9 @@ with (Sandbox(network=front, hostname="web") as web, Sandbox(network=back, hostn
         [True, "app"],
         [False, None],
         [False, True, False],
+        [True, False, True],
+        [False, True, True],
+        False,
     ]
 
 

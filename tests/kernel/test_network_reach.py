@@ -8,7 +8,7 @@ import netlab
 import pytest
 from netlab import Lab
 
-pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.tool("ip", "unshare")]
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.bridge, pytest.mark.tool("ip", "unshare")]
 
 STAND = """
 from contextlib import ExitStack

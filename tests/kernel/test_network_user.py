@@ -13,6 +13,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.unprivileged,
     pytest.mark.userns,
+    pytest.mark.tun,
     pytest.mark.tool("ip", "unshare", "slirp4netns", "pasta"),
 ]
 TESTS = str(Path(__file__).resolve().parent.parent)
