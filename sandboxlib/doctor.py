@@ -206,6 +206,24 @@ def attempts() -> Iterator[Finding]:
     yield from (Finding(DEFAULT, "note", note) for note in Sandbox().plan().notes)
 
 
+def others() -> Iterator[Finding]:
+    """What other firewalls of this machine do to networks."""
+    from sandboxlib.kernel.nftables import dropping
+
+    try:
+        chains = dropping()
+    except KernelError:
+        return  # without nftables there is no bridge, which has been said
+    if chains:
+        yield Finding(
+            "forwarding",
+            "note",
+            f"dropped by others unless they allow it: {', '.join(chains)}",
+            "for Network.bridge() allow it there for the interfaces sbx-*, with Docker as "
+            "'iptables -I DOCKER-USER -i sbx-+ -j ACCEPT' and the same with -o",
+        )
+
+
 def findings() -> Iterator[Finding]:
     """All that there is to say about this machine."""
     from sandboxlib.engine.current import program
@@ -217,6 +235,8 @@ def findings() -> Iterator[Finding]:
         yield Finding(DEFAULT, "missing", str(error))
         return
     yield from examine(host)
+    if host.privileged:
+        yield from others()
     yield from attempts()
 
 

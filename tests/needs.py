@@ -299,6 +299,37 @@ def landlock(abi: str) -> str | None:
     return None if version >= int(abi or 1) else f"Landlock here has ABI {version}"
 
 
+#: Made in a network namespace of its own, which is gone at once.
+BRIDGE = """
+ip link add name br0 type bridge && ip link add name v0 type veth peer name v1 || exit
+ip link set dev v0 master br0 || exit
+nft add table inet t && nft add chain inet t c '{ type nat hook postrouting priority 100; }' || exit
+nft add rule inet t c masquerade && nft add rule inet t c fib daddr type local return
+"""
+
+
+@need("bridge")
+def bridge(_: str) -> str | None:
+    """A bridge, veth pairs and rules of nftables can be made in a new network namespace."""
+    try:
+        done = subprocess.run(
+            ["unshare", "--net", "sh", "-c", BRIDGE], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        return str(error)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+
+
+@need("tun")
+def tun(_: str) -> str | None:
+    """The kernel has tun devices."""
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/net/tun: {error.strerror}"
+    return None
+
+
 @need('tool("skopeo", ...)')
 def tool(name: str) -> str | None:
     """This program is installed (system-packages.txt says in which package)."""

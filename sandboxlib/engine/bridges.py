@@ -259,12 +259,20 @@ def leave(book: Book, token: str, host: Host) -> None:
     """Take one off its network, with all that it had there; the last one takes the network along."""
     member = book.members[token]
     net = book.networks.get(member.network)
-    if net is not None:
-        firewall.remove(firewall.of_ports(net, member), host)
-        if any(protocol == "udp" for _, _, protocol, _ in member.ports):
-            packed = [ip_address(address).packed for address in (member.v4, member.v6) if address]
-            conntrack.forget(packed, socket.IPPROTO_UDP)
-        rename(book, member, add=False)
+    try:
+        if net is not None:
+            rename(book, member, add=False)
+            firewall.remove(firewall.of_ports(net, member), host)
+            if any(protocol == "udp" for _, _, protocol, _ in member.ports):
+                packed = [ip_address(address).packed for address in (member.v4, member.v6) if address]
+                conntrack.forget(packed, socket.IPPROTO_UDP)
+    finally:
+        _take_off(book, token, member)
+    if net is not None and not book.on(net.name):
+        remove(book, net, host)
+
+
+def _take_off(book: Book, token: str, member: Member) -> None:
     if member.link:
         with netlink.open_socket() as sock:
             netlink.carry_out(sock, [netlink.delete(member.link), netlink.delete(queue_of(member))])
@@ -272,10 +280,7 @@ def leave(book: Book, token: str, host: Host) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(book.path(f"{token}.{kind}"))
     del book.members[token]
-    if net is not None and not book.on(net.name):
-        remove(book, net, host)
-    else:
-        book.save()
+    book.save()
 
 
 def filters_frames() -> bool:
@@ -310,8 +315,16 @@ def rename(book: Book, member: Member, *, add: bool) -> None:
 
 def sweep(book: Book, host: Host) -> None:
     """Take off those whose program is dead, and networks on which nobody is."""
-    for token in [token for token in book.members if is_dead(token)]:
+    # One look for each program, not for each of its sandboxes.
+    owners = {token.rpartition("-")[0]: token for token in book.members}
+    dead = {owner for owner, token in owners.items() if is_dead(token)}
+    for token in [token for token in book.members if token.rpartition("-")[0] in dead]:
         leave(book, token, host)
+    remove_empty(book, host)
+
+
+def remove_empty(book: Book, host: Host) -> None:
+    """Take networks away on which nobody is."""
     for net in [net for net in book.networks.values() if not book.on(net.name)]:
         remove(book, net, host)
 
@@ -323,4 +336,14 @@ def sweep_all(host: Host) -> None:
             sweep(book, host)
 
 
-__all__ = ["ensure", "filters_frames", "leave", "queue_of", "remove", "rename", "sweep", "sweep_all"]
+__all__ = [
+    "ensure",
+    "filters_frames",
+    "leave",
+    "queue_of",
+    "remove",
+    "remove_empty",
+    "rename",
+    "sweep",
+    "sweep_all",
+]

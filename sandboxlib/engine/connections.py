@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
@@ -217,15 +218,17 @@ class Connections:
             self.ports.release()
 
     def _leave(self, book: Book) -> None:
-        try:
+        with contextlib.ExitStack() as left:
+            # The last that is entered here goes first; what fails does not keep the others.
+            left.callback(self.ports.release)
+            left.callback(bridges.remove_empty, book, self._host)
             for token in list(self.members):
-                if token in book.members:
-                    bridges.leave(book, token, self._host)
-                del self.members[token]
-            for net in [net for net in book.networks.values() if not book.on(net.name)]:
-                bridges.remove(book, net, self._host)
-        finally:
-            self.ports.release()
+                left.callback(self._leave_one, book, token)
+
+    def _leave_one(self, book: Book, token: str) -> None:
+        del self.members[token]
+        if token in book.members:
+            bridges.leave(book, token, self._host)
 
 
 def _lines(book: Book, network: str) -> list[str]:

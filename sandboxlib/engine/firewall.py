@@ -41,7 +41,13 @@ _CHAINS = f"""
     dnat ip to meta l4proto . th dport map @any4
     dnat ip6 to meta l4proto . th dport map @any6
   }}
-  chain from_outside {{ type nat hook prerouting priority dstnat; policy accept; jump published; }}
+  chain from_outside {{
+    type nat hook prerouting priority dstnat; policy accept;
+    # What a host beside this one sends to the loopback's addresses the kernel drops, but later.
+    ip daddr 127.0.0.0/8 return
+    ip6 daddr ::1 return
+    jump published
+  }}
   chain from_host {{ type nat hook output priority -100; policy accept; jump published; }}
 
   # ::1 may not leave this host as a source, and no setting allows it: it is exchanged before

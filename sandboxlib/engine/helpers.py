@@ -52,17 +52,22 @@ class Helper:
             os.close(self._held)
 
 
-def dns_of(host: Host) -> str:
-    """The address at which the helper answers for the host's name servers."""
-    return PASTA_DNS if host.pasta else SLIRP_DNS
+def programs(host: Host) -> list[str]:
+    """The helpers that there are, by path, in the order in which they are tried."""
+    return [path for path in (host.pasta, host.slirp4netns) if path]
 
 
-def start(host: Host, pid: int, pid_file: str, ports: Sequence[Sequence[str | int]]) -> Helper:
+def dns_of(program: str) -> str:
+    """The address at which a helper answers for the host's name servers."""
+    return SLIRP_DNS if program.endswith("slirp4netns") else PASTA_DNS
+
+
+def start(program: str, pid: int, pid_file: str, ports: Sequence[Sequence[str | int]]) -> Helper:
     """
     Connect the network namespace of *pid*; returns when it is.
 
     Args:
-        host: It says which helper there is.
+        program: One of `programs`.
         pid: Of the sandbox's pid 1.
         pid_file: Where the helper's own is written.
         ports: What is published.
@@ -70,9 +75,8 @@ def start(host: Host, pid: int, pid_file: str, ports: Sequence[Sequence[str | in
     Raises:
         NetworkError: The helper refuses; with its words.
     """
-    if host.pasta:
-        return _pasta(host.pasta, pid, pid_file, ports)
-    return _slirp(host.slirp4netns, pid, pid_file, ports)
+    begin = _slirp if program.endswith("slirp4netns") else _pasta
+    return begin(program, pid, pid_file, ports)
 
 
 def pasta_options(ports: Sequence[Sequence[str | int]]) -> list[str]:
@@ -164,4 +168,4 @@ def _forward(api: str, port: Sequence[str | int]) -> None:
         raise NetworkError(f"port {outside}/{protocol} cannot be had: {answer['error'].get('desc', answer)}")
 
 
-__all__ = ["Helper", "dns_of", "pasta_options", "start"]
+__all__ = ["Helper", "dns_of", "pasta_options", "programs", "start"]

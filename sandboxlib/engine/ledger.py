@@ -13,11 +13,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import attrs
 
-from sandboxlib.errors import KernelError
+from sandboxlib.errors import KernelError, NetworkError
 
 _LOCK, _BOOK = "lock", "book"
 
@@ -105,8 +106,8 @@ class Book:
         """Write it down: as a whole, or not at all. Raises: KernelError."""
         text = json.dumps(
             {
-                "networks": [attrs.astuple(net) for net in self.networks.values()],
-                "members": {token: attrs.astuple(member) for token, member in self.members.items()},
+                "networks": [_NET(net) for net in self.networks.values()],
+                "members": {token: _MEMBER(member) for token, member in self.members.items()},
                 "forwarding": self.forwarding,
             }
         )
@@ -117,6 +118,10 @@ class Book:
             os.rename(f"{path}.new", path)
         except OSError as error:
             raise KernelError(error.errno or 0, f'write("{path}")', "the book of networks") from None
+
+
+#: The values of each, in order; what attrs has for it is slower by far, and there may be hundreds.
+_NET, _MEMBER = (attrgetter(*(field.name for field in attrs.fields(kind))) for kind in (Net, Member))
 
 
 def folder(run_dir: str) -> str:
@@ -131,6 +136,7 @@ def locked(run_dir: str) -> Iterator[Book]:
 
     Raises:
         KernelError: The folder cannot be used.
+        NetworkError: The book is none.
     """
     where = folder(run_dir)
     try:
@@ -170,16 +176,21 @@ def _lock(where: str) -> int:
 
 def _read(where: str) -> Book:
     book = Book(where)
+    path = book.path(_BOOK)
     try:
-        with open(book.path(_BOOK), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             found = json.load(file)
+        for values in found["networks"]:
+            net = Net(*values)
+            book.networks[net.name] = net
+        book.members = {token: Member(*values) for token, values in found["members"].items()}
+        book.forwarding = found["forwarding"]
     except FileNotFoundError:
         return book
-    for values in found["networks"]:
-        net = Net(*values)
-        book.networks[net.name] = net
-    book.members = {token: Member(*values) for token, values in found["members"].items()}
-    book.forwarding = found["forwarding"]
+    except (ValueError, KeyError, TypeError) as error:
+        # Of another version, or written to by somebody else.
+        hint = "end all sandboxes that are on a network, and remove the file"
+        raise NetworkError(f"the book of networks, {path}, cannot be read ({error}): {hint}") from None
     return book
 
 

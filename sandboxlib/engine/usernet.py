@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from sandboxlib.engine import helpers, hosts
 from sandboxlib.engine.ports import Taken
-from sandboxlib.errors import KernelError, SandboxError
+from sandboxlib.errors import KernelError, NetworkError, SandboxError
 from sandboxlib.kernel import netlink
 from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
@@ -81,8 +81,7 @@ class Userland:
             hosts.create(
                 self._path("hosts"), lines + [f"{address} {name}" for name, address in network.hosts]
             )
-            dns = network.dns if network.dns is not None else (helpers.dns_of(self._host),)
-            hosts.resolver(self._path("resolv"), dns, network.search, reachable=True)
+            self._resolver(helpers.programs(self._host)[0])
         except OSError as error:
             raise KernelError(
                 error.errno or 0, f'open("{self._path("hosts")}")', "files of the network"
@@ -104,7 +103,24 @@ class Userland:
         netlink.carry_out(inside, closed, "addresses that are closed")
         # From here on they are the helper's: only one can listen.
         self._ports.release()
-        return helpers.start(self._host, pid, self._path("pid"), self._ports.published)
+        refusals = []
+        for program in helpers.programs(self._host):
+            try:
+                helper = helpers.start(program, pid, self._path("pid"), self._ports.published)
+            except NetworkError as problem:
+                # Such as pasta's where the host has no way out itself.
+                refusals.append(problem)
+            else:
+                if refusals:
+                    self._resolver(program)
+                return helper
+        raise refusals[0]
+
+    def _resolver(self, program: str) -> None:
+        network = self._spec.network
+        assert network is not None
+        dns = network.dns if network.dns is not None else (helpers.dns_of(program),)
+        hosts.resolver(self._path("resolv"), dns, network.search, reachable=True)
 
     async def release(self, waiter: Waiter) -> None:
         """End the helper, and remove its files. Idempotent."""

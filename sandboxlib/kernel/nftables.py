@@ -12,7 +12,11 @@ from functools import lru_cache
 from typing import Any
 
 from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.kernel.netlink import NETFILTER, attributes, dump, open_socket
 
+#: NFNL_SUBSYS_NFTABLES, and NF_INET_FORWARD; families as nft(8) writes them.
+_GETCHAIN, _FORWARD = 10 << 8 | 4, 2
+_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 LIBRARY = "libnftables.so.1"
 HINT = "install libnftables1 (nftables-libs on other distributions), or the package nftables"
 
@@ -69,4 +73,28 @@ def _by_library(library: Any, text: str) -> str:
         library.nft_ctx_free(context)
 
 
-__all__ = ["HINT", "apply"]
+def dropping() -> list[str]:
+    """
+    Chains of all tables that drop what is forwarded unless one of their rules allows it.
+
+    Raises:
+        KernelError: The kernel has no nftables, or does not tell.
+
+    Kernel: NFT_MSG_GETCHAIN, include/uapi/linux/netfilter/nf_tables.h.
+    """
+    found = []
+    with open_socket(NETFILTER) as sock:
+        # NFPROTO_UNSPEC: those of every family.
+        for data in dump(sock, _GETCHAIN, bytes(4)):
+            known = attributes(data[4:])
+            hook = attributes(known.get(4, b"")).get(1)
+            policy = known.get(5)
+            if hook is not None and policy is not None and data[0] in _FAMILIES:
+                number, verdict = (int.from_bytes(part, "big") for part in (hook, policy))
+                if (number, verdict) == (_FORWARD, 0):
+                    table, chain = (known[kind].rstrip(b"\0").decode(errors="replace") for kind in (1, 3))
+                    found.append(f"{_FAMILIES[data[0]]} {table} {chain}")
+    return found
+
+
+__all__ = ["HINT", "apply", "dropping"]

@@ -50,8 +50,8 @@ NEEDS = {
     "pool.py": _LIMITS,
     "plan.py": [pytest.mark.subids],
 }
-#: These are run in a way of their own, below.
-OTHERS = {"test_plugins.py", "shell.py"}
+#: These are run in a way of their own, below or in test_network_bridge.py.
+OTHERS = {"test_plugins.py", "shell.py", "services.py"}
 
 
 def test_every_example_is_listed() -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from netlab import Lab
 
-pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.tool("ip", "unshare", "nft")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.netns,
+    pytest.mark.bridge,
+    pytest.mark.tool("ip", "unshare", "nft"),
+]
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 USES = """
 import contextlib, os, signal, time
 from sandboxlib import Network, NetworkError, Sandbox, SpecError, UnsupportedError, KernelError
@@ -148,6 +155,11 @@ with (Sandbox(network=front, hostname="web") as web, Sandbox(network=back, hostn
         named = source.run(["getent", "hosts", target], text=True).stdout.split()
         result.append([bool(named), ask(source, address[own][0], 80, "tcp")[:3] if own else None])
     result.append([ask(sb, "198.51.100.2", 7000, "tcp")[:3] == "no:" for sb in (web, db, app)])
+    # One that comes later is found as well, and no longer when it has gone.
+    for network in (front, back):
+        with Sandbox(network=network, hostname="late"):
+            result.append([bool(sb.run(["getent", "hosts", "late"]).stdout) for sb in (web, db, app)])
+    result.append(bool(app.run(["grep", "late", "/etc/hosts"]).stdout))
 """
     assert lab.run(code) == [
         ["back", "front"],
@@ -157,6 +169,9 @@ with (Sandbox(network=front, hostname="web") as web, Sandbox(network=back, hostn
         [True, "app"],
         [False, None],
         [False, True, False],
+        [True, False, True],
+        [False, True, True],
+        False,
     ]
 
 
@@ -681,3 +696,126 @@ result = refused(start, KernelError)
 Path("/run/empty").rmdir()
 """
     assert "its own processes" in lab.run(code)
+
+
+def test_a_network_of_ipv6_alone_and_other_gateways(lab: Lab) -> None:
+    code = """
+echo("7050/tcp", at="server")
+result = []
+with Sandbox(network=Network.bridge("six", subnet="fd00:5b::/64", gateway="fd00:5b::ff"), hostname="me",
+             ports={7051: 80}) as sb:
+    serve(sb, "80/tcp")
+    result += [sb.addresses()["six"], ask(sb, "2001:db8:2::2", 7050, "tcp")[:3]]
+    result += [ask("", "::1", 7051, "tcp")[:2], ask("client", "2001:db8:1::1", 7051, "tcp")[:2]]
+    result += [ask(sb, "fd00:5b::ff", 0, "icmp"), ask(sb, "198.51.100.2", 7050, "tcp")[:3]]
+    result.append(refused(opened(network=Network.bridge("six"), ports={"127.0.0.1:7052": 80}), NetworkError))
+with Sandbox(network=Network.bridge("four", subnet="10.9.0.0/24", gateway="10.9.0.254")) as sb:
+    result += [sb.addresses()["four"], ask(sb, "198.51.100.2", 7050, "tcp")[:3]]
+    result += [refused(opened(network=Network.bridge("four"), ports={"[::1]:7052": 80}), NetworkError)]
+"""
+    (own,), out, inside, published, gateway, four, refusal, other, way, last = lab.run(code)
+    assert own == "fd00:5b::1"
+    assert "no:" not in (out, way)
+    assert (inside, published, gateway, four) == ("me", "me", "pong", "no:")
+    assert "IPv4" in refusal
+    assert other == ["10.9.0.1"]
+    assert "IPv6" in last
+
+
+def test_an_internal_network_asks_for_no_forwarding(lab: Lab) -> None:
+    code = """
+with Sandbox(network=Network.bridge("i", internal=True, ipv6=True)) as sb:
+    result = [left()[3], sb.sh("cat /etc/resolv.conf", text=True).stdout]
+"""
+    forwarding, resolver = lab.run(code)
+    assert forwarding == ["0", "0"]
+    assert "nameserver" not in resolver
+
+
+def test_a_firewall_of_others_that_drops_is_told_by_the_doctor(lab: Lab) -> None:
+    code = """
+from sandboxlib.doctor import others
+result = [[str(finding) for finding in others()]]
+sh("nft", "add table ip filter")
+sh("nft", "add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }")
+result.append([str(finding) for finding in others()])
+with Sandbox(network="bridge") as sb:
+    result.append(ask(sb, "198.51.100.2", 0, "icmp")[:3])
+    # As it says.
+    sh("nft", "add", "rule", "ip", "filter", "FORWARD", "iifname sbx-* accept")
+    sh("nft", "add", "rule", "ip", "filter", "FORWARD", "oifname sbx-* accept")
+    result.append(ask(sb, "198.51.100.2", 0, "icmp"))
+sh("nft", "flush", "ruleset")
+"""
+    none, (told,), before, after = lab.run(code)
+    assert none == []
+    assert "ip filter FORWARD" in told
+    assert "sbx-*" in told
+    assert (before, after) == ("no:", "pong")
+
+
+def test_the_example(lab: Lab) -> None:
+    said = lab.run("result = sh(sys.executable, path)", path=str(EXAMPLES / "services.py")).splitlines()
+    assert said[0] == "the store says forty-two"
+    assert "front" in said[1]
+    assert "back" in said[1]
+    assert said[2:] == ["the guest reaches web: 200", "the guest reaches the store: False"]
+
+
+def test_router_advertisements_are_heeded_as_before(lab: Lab) -> None:
+    code = """
+heeds = Path("/proc/sys/net/ipv6/conf/to-server/accept_ra")
+result = [heeds.read_text()]
+with Sandbox(network=Network.bridge("a", ipv6=True)):
+    result.append(heeds.read_text())
+result.append(heeds.read_text())
+"""
+    assert lab.run(code) == ["1\n", "2\n", "1\n"]
+
+
+def test_interfaces_that_vanish_and_rules_that_are_gone_do_not_keep_it_from_ending(lab: Lab) -> None:
+    code = """
+with Sandbox(network=Network.bridge("a", rate="10M"), ports={7741: 80}) as sb:
+    for line in sh("ip", "-br", "link").splitlines():
+        if line.startswith("sbx"):
+            sh("ip", "link", "delete", line.split("@")[0].split()[0], check=False)
+    sh("nft", "flush", "ruleset")
+    result = ask(sb, "198.51.100.2", 7005, "tcp")[:3]
+"""
+    assert lab.run(code) == "no:"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"networks": [[1]], "members": {}, "forwarding": {}}'])
+def test_a_book_that_is_none_is_told(lab: Lab, text: str) -> None:
+    code = """
+with Sandbox(network=Network.bridge("a")):
+    book = next(Path("/run/sandboxlib").glob("networks-*")) / "book"
+    before = book.read_text()
+    book.write_text(text)
+    result = refused(opened(network=Network.bridge("b")), NetworkError)
+    book.write_text(before)
+"""
+    assert "cannot be read" in lab.run(code, text=text)
+
+
+def test_a_port_of_the_hosts_loopback_is_not_had_by_who_sends_to_127(lab: Lab) -> None:
+    """A host beside this one can put any address into a packet, and the kernel looks at it late."""
+    code = """
+inside = ("ip", "netns", "exec", "client")
+lines = sh("ip", "-n", "client", "route", "show", "table", "local", "dev", "lo").splitlines()
+with Sandbox(network=Network.bridge("a"), ports={"127.0.0.1:7060": 80, 7061: 80}) as sb:
+    serve(sb, "80/tcp")
+    before = sb.stats().network["eth0"].packets_received
+    for line in lines:
+        if "127." in line:
+            sh("ip", "-n", "client", "route", "del", "table", "local", *line.split()[:2], "dev", "lo")
+    sh(*inside, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet")
+    sh("ip", "-n", "client", "route", "add", "127.0.0.0/8", "via", "192.0.2.1", "src", "192.0.2.2")
+    for port in (7060, 7061):
+        ask("client", "127.0.0.1", port, "tcp", 0.3)
+    result = [sb.stats().network["eth0"].packets_received - before]
+    sh("ip", "-n", "client", "route", "del", "127.0.0.0/8")
+    sh("ip", "-n", "client", "route", "add", "table", "local", "local", "127.0.0.0/8", "dev", "lo")
+    result += [ask("", "127.0.0.1", 7060, "tcp")[:2], ask("client", "192.0.2.1", 7061, "tcp")[:2]]
+"""
+    assert lab.run(code) == [0, "sa", "sa"]

@@ -13,6 +13,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.unprivileged,
     pytest.mark.userns,
+    pytest.mark.tun,
     pytest.mark.tool("ip", "unshare", "slirp4netns", "pasta"),
 ]
 TESTS = str(Path(__file__).resolve().parent.parent)
@@ -183,3 +184,24 @@ for network in ("user", "bridge"):
     helper, bridge = user(lab, script)
     assert "install the package passt" in helper
     assert "Network.user()" in bridge
+
+
+def test_on_a_host_without_a_way_out_ports_are_published_all_the_same(lab: Lab) -> None:
+    script = """
+with Sandbox(network="user", hostname="me", ports={7080: 80}) as sb:
+    serve(sb, "80/tcp")
+    found.append(sb.sh("cat /etc/resolv.conf", text=True).stdout)
+    wait()
+"""
+    ways = [["ip", "route", "del", "default"], ["ip", "-6", "route", "del", "default"]]
+    lab.run("for way in ways: sh(*way)", ways=ways)
+    try:
+        (resolver,), answer = user(lab, script, "ask('', '127.0.0.1', 7080, 'tcp')[:2]")
+    finally:
+        ways = [
+            ["ip", "route", "add", "default", "via", f"{net}2"] for net in ("198.51.100.", "2001:db8:2::")
+        ]
+        lab.run("for way in ways: sh(*way)", ways=ways)
+    assert answer == "me"
+    # The pasta of 2023 refuses; then slirp4netns does it, with a name server of its own.
+    assert resolver in ("nameserver 10.0.2.3\n", "nameserver 192.0.0.11\n")
