@@ -13,7 +13,7 @@ from sandboxlib.image.model import Descriptor
 from sandboxlib.image.platform import own
 from sandboxlib.image.store import Store
 
-from layers import diff_id, entry, tar, zipped
+from tars import diff_id, entry, tar, zipped
 
 WHEN = "2026-01-02T03:04:05Z"
 

@@ -125,6 +125,8 @@ def planned(spec: SandboxSpec, host: Host) -> SandboxSpec:
     Raises:
         ImageError: The image is not in the store: what is in it is not known.
     """
+    from sandboxlib.image.model import chain_ids
+
     name = _name(spec)
     store = own_store()
     found = look_up(store, name)
@@ -134,7 +136,8 @@ def planned(spec: SandboxSpec, host: Host) -> SandboxSpec:
         manifest = store.manifest(found)
         config = store.config(manifest)
         owner = owner_of(host, spec.namespace("user"))
-        layers = tuple(store.layer_folder(owner, diff_id) for diff_id in reversed(config.rootfs.diff_ids))
+        chain = chain_ids(config.rootfs.diff_ids)
+        layers = tuple(store.layer_folder(owner, chain_id) for chain_id in reversed(chain))
         user = (config.config.user if config.config is not None else "") or "0"
         if user.strip("0123456789:") and not all(map(os.path.isdir, layers)):
             raise ImageError(

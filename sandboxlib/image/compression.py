@@ -1,183 +1,262 @@
 """
-What layers are compressed by: gzip, zstd, or nothing; told by the first bytes, not by what is said.
+How blobs of layers are compressed: told by how they begin, not by what is said of them.
 
-Spec: RFC 1952, with several members; RFC 8878, with several frames and those to be skipped.
+Spec: RFC 1952 (gzip), RFC 8878 (zstd), image-spec layer.md.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import sys
 import zlib
-from collections.abc import Callable
-from types import TracebackType
-from typing import IO, Any, Literal, Self
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol, final
 
-from sandboxlib.errors import ImageError
+from sandboxlib.errors import ImageError, SpecError
 
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-#: The first byte of a frame of zstd to be skipped is one of sixteen, the others are fixed.
-_SKIP = b"\x2a\x4d\x18"
-_CHUNK = 1 << 18
-#: Bytes that are produced at once, whatever they were compressed to.
-MOST = 1 << 20
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 Kind = Literal["gzip", "zstd", "none"]
 
+#: Bytes that are read from a blob at once, and at most made of them at once.
+CHUNK_IN = 1 << 18
+CHUNK_OUT = 1 << 20
 
-def _zstd() -> Any:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = b"\x2a\x4d\x18"  # after one byte from 0x50 to 0x5f
+_OTHERS = {b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4"}
+_BZIP2, _BZIP2_BLOCK = b"BZh", b"1AY&SY"
 
 
-class decompressed:  # noqa: N801 - used as a function
+class Readable(Protocol):
+    """What bytes come from: a file, a response of a registry, a pipe."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most *size* bytes; none at the end."""
+
+
+def sniff(start: bytes) -> Kind:
     """
-    A stream of what is in a layer's file, read in pieces of at most `MOST` bytes.
+    Tell from the first bytes of a blob how it is compressed.
 
-    Args:
-        source: The file, at its beginning.
+    Raises:
+        ImageError: In a way that layers never are.
+    """
+    if start.startswith(_GZIP):
+        return "gzip"
+    if start.startswith(_ZSTD) or (start[1:4] == _SKIPPABLE and start[0] & 0xF0 == 0x50):
+        return "zstd"
+    for magic, name in _OTHERS.items():
+        if start.startswith(magic):
+            raise ImageError(f"a layer compressed with {name}; it has to be gzip, zstd or nothing")
+    if start.startswith(_BZIP2) and start[4:10] == _BZIP2_BLOCK:
+        raise ImageError("a layer compressed with bzip2; it has to be gzip, zstd or nothing")
+    return "none"
+
+
+class _Decoder(Protocol):
+    """One member or frame: both libraries in one form."""
+
+    eof: bool
+    unused_data: bytes
+
+    def take(self, data: bytes) -> bytes: ...
+
+    def hungry(self) -> bool: ...
+
+
+@final
+class _Gzip:
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+        self._full = False
+        self.unused_data = b""
+        self.eof = False
+
+    def take(self, data: bytes) -> bytes:
+        out = self._inner.decompress(self._inner.unconsumed_tail + data, CHUNK_OUT)
+        self.eof, self.unused_data = self._inner.eof, self._inner.unused_data
+        self._full = len(out) == CHUNK_OUT
+        return out
+
+    def hungry(self) -> bool:
+        # What did not fit is still to come, even where all input has been taken in.
+        return not self._inner.unconsumed_tail and not self._full
+
+
+@final
+class _Zstd:
+    def __init__(self) -> None:
+        self._inner = zstd.ZstdDecompressor()
+        self.unused_data = b""
+        self.eof = False
+
+    def take(self, data: bytes) -> bytes:
+        out = self._inner.decompress(data, CHUNK_OUT)
+        self.eof = self._inner.eof
+        if self.eof:
+            self.unused_data = self._inner.unused_data
+        return out
+
+    def hungry(self) -> bool:
+        return bool(self._inner.needs_input)
+
+
+@final
+class Inflater:
+    """
+    The plain bytes of a blob, piece by piece.
+
+    What follows the last member of a gzip or zstd stream is read and left out, as gzip(1) does.
+
+    Attributes:
+        kind: How the blob is compressed, once the first piece is there.
+        taken: How many bytes of the blob have been read.
     """
 
-    def __init__(self, source: IO[bytes]) -> None:
+    def __init__(self, source: Readable) -> None:
         self._source = source
-        self.consumed = 0
-        head = self._next()
-        if head.startswith(GZIP):
-            self._pieces = self._gzip(head)
-        elif head.startswith(ZSTD) or head[1:4] == _SKIP:
-            self._pieces = self._zstd(head)
-        else:
-            self._pieces = self._plain(head)
+        self.kind: Kind = "none"
+        self.taken = 0
 
-    def _next(self) -> bytes:
-        data = self._source.read(_CHUNK)
-        self.consumed += len(data)
+    def _read(self) -> bytes:
+        data = self._source.read(CHUNK_IN)
+        self.taken += len(data)
         return data
 
-    def read(self, size: int = MOST) -> bytes:  # noqa: ARG002 - as a file's; a piece is never larger
-        """
-        Read the next piece; b"" at the end.
+    def __iter__(self) -> Iterator[bytes]:
+        start = b""
+        while len(start) < 10 and (more := self._read()):
+            start += more
+        self.kind = sniff(start)
+        if self.kind != "none":
+            try:
+                yield from self._members(start)
+            except (zlib.error, zstd.ZstdError) as error:
+                raise ImageError(f"the {self.kind} stream of a layer is damaged: {error}") from None
+        else:
+            while start:
+                yield start
+                start = self._read()
 
-        Raises:
-            ImageError: It is cut off, or damaged.
-        """
-        return next(self._pieces, b"")
-
-    def _plain(self, data: bytes) -> Any:
-        while data:
-            yield data
-            data = self._next()
-
-    def _gzip(self, data: bytes) -> Any:
-        inflate = zlib.decompressobj(31)
-        try:
-            while True:
-                out = inflate.decompress(data, MOST)
-                if out:
+    def _members(self, data: bytes) -> Iterator[bytes]:
+        make: Callable[[], _Decoder] = _Gzip if self.kind == "gzip" else _Zstd
+        while True:
+            decoder = make()
+            if out := decoder.take(data):
+                yield out
+            while not decoder.eof:
+                data = b""
+                if decoder.hungry() and not (data := self._read()):
+                    raise ImageError(f"the {self.kind} stream of a layer ends too early")
+                if out := decoder.take(data):
                     yield out
-                data = inflate.unconsumed_tail
-                if inflate.eof:
-                    # What is no further member is padding, as gzip(1) sees it.
-                    data = inflate.unused_data.lstrip(b"\0") or self._next().lstrip(b"\0")
-                    if len(data) < len(GZIP):
-                        data += self._next()
-                    if not data.startswith(GZIP):
-                        return
-                    inflate = zlib.decompressobj(31)
-                elif not data:
-                    data = self._next()
-                    if not data:
-                        raise ImageError("it is cut off: its gzip stream does not end")
-        except zlib.error as error:
-            raise ImageError(f"its gzip stream is damaged: {error}") from None
+            data = decoder.unused_data
+            while len(data) < 4 and (more := self._read()):
+                data += more
+            if not self._begins(data):
+                break
+        while self._read():
+            pass  # so that a digest of the blob is one of all of it
 
-    def _zstd(self, data: bytes) -> Any:
-        zstd = _zstd()
-        frame: Any = None
-        try:
-            while True:
-                if frame is None or frame.eof:
-                    data = (frame.unused_data if frame is not None else data) or self._next()
-                    if not data:
-                        return
-                    while len(data) < 8 and (more := self._next()):
-                        data += more
-                    if data[1:4] == _SKIP and data[0] >> 4 == 5:
-                        data = self._skip(data)
-                        frame = None
-                        if not data:
-                            return
-                        continue
-                    frame = zstd.ZstdDecompressor()
-                elif frame.needs_input:
-                    data = self._next()
-                    if not data:
-                        raise ImageError("it is cut off: its zstd frame does not end")
-                else:
-                    data = b""
-                if out := frame.decompress(data, MOST):
-                    yield out
-        except zstd.ZstdError as error:
-            raise ImageError(f"its zstd stream is damaged: {error}") from None
-
-    def _skip(self, data: bytes) -> bytes:
-        left = 8 + int.from_bytes(data[4:8], "little")
-        while left > len(data):
-            left -= len(data)
-            data = self._next()
-            if not data:
-                raise ImageError("it is cut off: its zstd frame does not end")
-        return data[left:] or self._next()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pieces = iter(())
+    def _begins(self, data: bytes) -> bool:
+        if self.kind == "gzip":
+            return data.startswith(_GZIP)
+        return data.startswith(_ZSTD) or (data[1:4] == _SKIPPABLE and data[0] & 0xF0 == 0x50)
 
 
-class compressed:  # noqa: N801 - used as a function
+class Decompressed(io.RawIOBase):
+    """A blob as a file of its plain bytes. Raises: ImageError: on reading, if it is damaged."""
+
+    def __init__(self, source: Readable) -> None:
+        super().__init__()
+        self._inflater = Inflater(source)
+        self._pieces = iter(self._inflater)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        """Fill *buffer* as far as there is something at hand."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+def decompressed(source: Readable) -> io.BufferedReader:
+    """The plain bytes of a blob as a file; *source* is borrowed."""
+    return io.BufferedReader(Decompressed(source), CHUNK_OUT)
+
+
+@final
+class Compressed:
     """
-    Compress what is written, the same bytes always for the same content.
+    Compresses what is written, and passes it on; the same bytes give the same result.
 
-    Args:
-        write: Gets the result, piece by piece.
-        kind: How.
+    Attributes:
+        size: Bytes that have been passed on.
+        digest: Theirs, once it is closed.
     """
 
-    def __init__(self, write: Callable[[bytes], object], kind: Kind = "gzip") -> None:
+    def __init__(self, write: Callable[[bytes], object], kind: Kind) -> None:
         self._write = write
-        self._engine: Any = None
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.digest = ""
         if kind == "gzip":
-            # No name and no time in its header.
-            self._engine = zlib.compressobj(6, zlib.DEFLATED, 31)
+            # With these bits zlib writes a header without a name and a time.
+            self._compress, self._flush = _methods(zlib.compressobj(wbits=31))
         elif kind == "zstd":
-            self._engine = _zstd().ZstdCompressor()
+            self._compress, self._flush = _methods(zstd.ZstdCompressor())
+        elif kind == "none":
+            self._compress, self._flush = bytes, bytes
+        else:
+            raise SpecError("kind", kind, "'gzip', 'zstd' or 'none'")
 
     def write(self, data: bytes) -> int:
-        """Take some bytes."""
-        out = data if self._engine is None else self._engine.compress(data)
-        if out:
-            self._write(out)
+        """Take *data*; it may be passed on later."""
+        self._pass(self._compress(data))
         return len(data)
 
     def close(self) -> None:
-        """Write what is left."""
-        if self._engine is not None and (out := self._engine.flush()):
-            self._write(out)
-        self._engine = None
+        """Pass on the rest. A second time does nothing."""
+        if not self.digest:
+            self._pass(self._flush())
+            self.digest = f"sha256:{self._hash.hexdigest()}"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
+    def _pass(self, data: bytes) -> None:
+        if data:
+            self._hash.update(data)
+            self.size += len(data)
+            self._write(data)
 
 
-__all__ = ["MOST", "compressed", "decompressed"]
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+def _methods(of: _Compressor) -> tuple[Callable[[bytes], bytes], Callable[[], bytes]]:
+    return of.compress, of.flush
+
+
+def compressed(write: Callable[[bytes], object], kind: Kind) -> Compressed:
+    """A sink that compresses; close it, then all has gone to *write*. Raises: SpecError: the kind."""
+    return Compressed(write, kind)
+
+
+__all__ = ["Compressed", "Inflater", "Kind", "Readable", "compressed", "decompressed", "sniff"]

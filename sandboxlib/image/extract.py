@@ -1,7 +1,10 @@
 """
-Entries of a layer, made below a folder.
+Entries of a layer, made as files in a folder.
 
-Spec: image-spec layer.md, "Applying Changesets".
+Nothing is looked up by a path that could have a link in it: names are resolved to folders by
+`Folders`, and what is made is made in an open folder, by its last name, anew.
+
+Spec: image-spec layer.md.
 """
 
 from __future__ import annotations
@@ -9,381 +12,388 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal, final
 
 import attrs
 
-from sandboxlib.errors import ImageError, KernelError, UnsupportedError, ViolationError
-from sandboxlib.image import tarstream
+from sandboxlib.errors import (
+    ImageError,
+    KernelError,
+    SandboxError,
+    SpecError,
+    UnsupportedError,
+    ViolationError,
+)
+from sandboxlib.image import attributes, removal, tarstream
+from sandboxlib.image.folders import LONGEST_NAME, LONGEST_PATH, Folder, Folders, is_whiteout, look
 from sandboxlib.image.owner import Owner
-from sandboxlib.image.paths import Below, Folders, is_whiteout, parts_of, shown
-from sandboxlib.image.removal import remove_at
-from sandboxlib.image.tarstream import Entry, TarStream
-from sandboxlib.kernel.files import open_in_root
+from sandboxlib.image.source import Source
+from sandboxlib.image.tarstream import Entry, shown
+
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
+#: Of AUFS, which layers were once written from: its own files, not the image's.
+_AUFS = b".wh..wh."
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+_NO_ATTRIBUTES = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 _COPY = 1 << 20
 
 
-@attrs.frozen
-class Limits:
+@attrs.frozen(kw_only=True)
+class Policy:
     """
-    What a layer may be, for it is somebody else's.
+    What is made of entries that give power.
 
     Attributes:
-        size: Bytes of all files.
-        entries: How many.
-        ratio: Bytes that one byte of the file may become; the first 64 MiB are free.
-        devices: What happens with device nodes: ``skip``, ``make`` (root only) or ``refuse``.
-        setuid: Keep setuid and setgid bits. In a sandbox they have no effect unless it goes without
-            no_new_privs.
+        setuid: Keep the setuid and setgid bits of files.
+        devices: What to do with a device node: leave it out, refuse the layer, or make it (root only).
     """
 
-    size: int = 64 << 30
-    entries: int = 4_000_000
-    ratio: int = 1000
-    devices: Literal["skip", "make", "refuse"] = "skip"
     setuid: bool = True
+    devices: Literal["skip", "refuse", "make"] = "skip"
+
+    def __attrs_post_init__(self) -> None:
+        """Check the words."""
+        if self.devices not in ("skip", "refuse", "make"):
+            raise SpecError("devices", self.devices, "'skip', 'refuse' or 'make'")
 
 
-class Extraction:
+def parts_of(name: bytes) -> list[bytes]:
     """
-    Makes entries one by one.
+    Split a name in a layer into its parts; it begins at the root, whether it says so or not.
+
+    Raises:
+        ViolationError: It goes upwards, or is none.
+    """
+    if b"\0" in name:
+        raise ViolationError("a name with a zero byte in it", shown(name))
+    if len(name) > LONGEST_PATH:
+        raise ViolationError(f"a name of more than {LONGEST_PATH} bytes", shown(name))
+    if not name:
+        raise ViolationError("an entry without a name")
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    for part in parts:
+        if part == b"..":
+            raise ViolationError("a name that leads upwards", shown(name))
+        if len(part) > LONGEST_NAME:
+            raise ViolationError(f"a part of a name of more than {LONGEST_NAME} bytes", shown(name))
+    return parts
+
+
+@final
+class Extractor:
+    """
+    Makes the entries of one layer.
 
     Attributes:
-        size: Bytes of files so far.
-        files: Entries so far.
-        dropped: Device nodes and attributes that were left out.
+        dropped: What was left out, counted: names of attributes, and ``device``.
+        size: Bytes of all files.
     """
 
-    def __init__(self, top: int, owner: Owner, lowers: Sequence[int], limits: Limits) -> None:
-        self._folders = Folders(top, owner, lowers)
-        self._owner = owner
-        self._limits = limits
-        # Folders whose mode and time are set in the end, when all in them is made.
-        self._later: dict[bytes, Entry] = {}
-        self.size = self.files = self.dropped = 0
+    def __init__(self, folders: Folders, source: Source, owner: Owner, policy: Policy) -> None:
+        self._folders = folders
+        self._source = source
+        self._policy = policy
+        self._chown = owner.kind != "single"
+        self._in_range = owner.kind == "range"
+        self.dropped: Counter[str] = Counter()
+        self.size = 0
 
-    def close(self) -> None:
-        """Let go of what is open."""
-        self._folders.close()
-
-    def add(self, entry: Entry, tar: TarStream) -> None:
+    def make(self, entry: Entry, data: Iterable[bytes | memoryview]) -> None:
         """
-        Make one.
+        Make what *entry* says.
 
         Raises:
-            ImageError: It cannot be.
-            ViolationError: It would lead elsewhere, or is too large.
+            ViolationError: It would reach outside, or is not allowed.
+            ImageError: It makes no sense.
+            KernelError: It cannot be made.
         """
-        self.files += 1
-        if self.files > self._limits.entries:
-            raise ViolationError(f"a layer has more than {self._limits.entries} entries")
-        parts = parts_of(entry.name)
         try:
-            if not parts:
-                if entry.kind == tarstream.FOLDER:
-                    self._describe(self._folders.open(()), b"", entry)
-                return
-            parent = self._folders.open(parts[:-1])
-            if parts[-1].startswith(_WHITEOUT):
-                self._white(parent, parts[-1], entry)
-            else:
-                self._make(parent, parts, entry, tar)
-        except KernelError:
+            self._make(entry, data)
+        except SandboxError:
             raise
         except OSError as error:
-            raise self._explained(error, entry) from None
+            call = f'unpack "{shown(entry.name)}"'
+            if error.errno == errno.EINVAL and self._in_range:
+                raise UnsupportedError(
+                    f'the owner {entry.uid}:{entry.gid} of "{shown(entry.name)}"',
+                    "a subordinate id for it",
+                    "give the user a larger range in /etc/subuid and /etc/subgid",
+                ) from None
+            raise KernelError(error.errno or 0, call, "unpack a layer") from None
 
-    def _explained(self, error: OSError, entry: Entry) -> Exception:
-        name = shown(entry.name)
-        if error.errno in (
-            errno.ENAMETOOLONG,
-            errno.ENOTDIR,
-            errno.ELOOP,
-            errno.EISDIR,
-            errno.EEXIST,
-            errno.EMLINK,
-        ):
-            return ImageError(f"a layer has {name!r}, which cannot be made: {error.strerror}")
-        if error.errno == errno.EINVAL and self._owner.kind == "range":
-            return UnsupportedError(
-                f"a file of user {entry.uid} and group {entry.gid} ({name})",
-                "as many subordinate IDs",
-                "give the user a longer range in /etc/subuid and /etc/subgid",
-            )
-        return KernelError(error.errno or 0, f"make {name!r}", "unpack a layer")
-
-    # ---- kinds ----------------------------------------------------------------------------
-
-    def _make(self, parent: int, parts: tuple[bytes, ...], entry: Entry, tar: TarStream) -> None:
-        name, path = parts[-1], b"/".join(parts)
-        if entry.kind in (tarstream.CHARACTER, tarstream.DEVICE) and self._limits.devices != "make":
-            if self._limits.devices == "refuse":
-                raise ViolationError("a layer has a device node", shown(path))
-            self.dropped += 1
+    def _make(self, entry: Entry, data: Iterable[bytes | memoryview]) -> None:
+        parts = parts_of(entry.name)
+        folders = self._folders
+        folders.now = entry.mtime
+        if not parts:
+            if entry.kind != tarstream.FOLDER:
+                raise ViolationError("the root of a layer that is no folder", shown(entry.name))
+            self._finish_folder(folders.fds[b""], b".", b"", entry)
             return
-        if entry.kind == tarstream.FOLDER:
+        if WHITEOUT in entry.name and any(part.startswith(WHITEOUT) for part in parts):
+            self._whiteout(parts)
+            return
+        name = parts.pop()
+        parent = folders.path_of(b"/".join(parts))
+        path = parent + b"/" + name if parent else name
+        if len(path) > LONGEST_PATH:
+            raise ViolationError(f"a path of more than {LONGEST_PATH} bytes", shown(entry.name))
+        kind = entry.kind
+        if kind == tarstream.FILE:
+            self._file(parent, name, path, entry, data)
+        elif kind == tarstream.FOLDER:
             self._folder(parent, name, path, entry)
-            return
-        if entry.kind == tarstream.LINK:
+        elif kind == tarstream.LINK:
             self._link(parent, name, path, entry)
-            return
-        self._clear(parent, name, path)
-        if entry.kind == tarstream.FILE:
-            self._file(parent, name, entry, tar)
-            return
-        if entry.kind == tarstream.SYMLINK:
-            if not entry.link or b"\0" in entry.link:
-                raise ImageError(f"a layer has {shown(path)!r} as a link to nothing")
-            os.symlink(entry.link, name, dir_fd=parent)
-        elif entry.kind == tarstream.FIFO:
-            os.mkfifo(name, 0o600, dir_fd=parent)
         else:
-            kind = stat.S_IFCHR if entry.kind == tarstream.CHARACTER else stat.S_IFBLK
-            if entry.device == (0, 0):
-                raise ViolationError("a layer has a device node that would be a whiteout", shown(path))
-            os.mknod(name, kind | 0o600, os.makedev(*entry.device), dir_fd=parent)
-        self._own(name, parent, entry)
-        if entry.kind != tarstream.SYMLINK:
-            os.chmod(name, self._mode(entry), dir_fd=parent)
-        self._attributes(f"/proc/self/fd/{parent}/".encode() + name, entry)
-        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+            self._special(parent, name, path, entry)
 
-    def _folder(self, parent: int, name: bytes, path: bytes, entry: Entry) -> None:
-        hidden = False
-        try:
-            os.mkdir(name, 0o700, dir_fd=parent)
-        except FileExistsError:
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if not stat.S_ISDIR(found.st_mode):
-                hidden = is_whiteout(found)
-                self._clear(parent, name, path)
-                os.mkdir(name, 0o700, dir_fd=parent)
-        fd = os.open(name, _FOLDER, dir_fd=parent)
-        try:
-            self._describe(fd, path, entry)
-            if hidden:
-                os.setxattr(fd, self._owner.marks + "opaque", b"y")
-        finally:
-            os.close(fd)
+    # --- whiteouts ---
 
-    def _describe(self, fd: int, path: bytes, entry: Entry) -> None:
-        self._own(fd, None, entry)
-        # Until the end it can be written by whoever unpacks.
-        os.fchmod(fd, 0o700)
-        self._attributes(fd, entry)
-        self._later[path] = entry
-
-    def _file(self, parent: int, name: bytes, entry: Entry, tar: TarStream) -> None:
-        self._count(entry.size, entry)
-        fd = os.open(name, _NEW, 0o600, dir_fd=parent)
-        try:
-            if entry.pieces is None:
-                for part in tar.data():
-                    _write(fd, part)
-            else:
-                self._sparse(fd, entry, tar)
-            self._own(fd, None, entry)
-            os.fchmod(fd, self._mode(entry))
-            self._attributes(fd, entry)
-            os.utime(fd, ns=(entry.mtime, entry.mtime))
-        finally:
-            os.close(fd)
-
-    def _count(self, size: int, entry: Entry) -> None:
-        self.size += size
-        if self.size > self._limits.size:
-            raise ViolationError(
-                f"a layer has files of more than {self._limits.size} bytes", shown(entry.name)
-            )
-
-    @staticmethod
-    def _sparse(fd: int, entry: Entry, tar: TarStream) -> None:
-        assert entry.pieces is not None
-        os.ftruncate(fd, entry.size)
-        left = iter(entry.pieces)
-        offset = room = 0
-        for part in tar.data():
-            rest = part
-            while rest:
-                while not room:
-                    offset, room = next(left)
-                now, rest = rest[:room], rest[room:]
-                os.lseek(fd, offset, os.SEEK_SET)
-                _write(fd, now)
-                offset, room = offset + len(now), room - len(now)
-
-    def _link(self, parent: int, name: bytes, path: bytes, entry: Entry) -> None:
-        target = parts_of(entry.link, "hard link")
-        if not target:
-            raise ImageError(f"a layer has {shown(path)!r} as a hard link to its root")
-        if target == tuple(path.split(b"/")):
+    def _whiteout(self, parts: list[bytes]) -> None:
+        """Carry out the mark that a name is."""
+        if any(part.startswith(_AUFS) and part != OPAQUE for part in parts):
+            self.dropped["aufs"] += 1
             return
-        # A copy, since the other folder may be let go of when the next one is opened.
-        held = os.dup(parent)
-        try:
-            other = self._folders.open(target[:-1])
-            try:
-                found = os.stat(target[-1], dir_fd=other, follow_symlinks=False)
-            except FileNotFoundError:
-                below = self._folders.below(target)
-                if below is None:
-                    link = shown(entry.link)
-                    raise ImageError(
-                        f"a layer has {shown(path)!r} as a hard link to {link!r}, which is not there"
-                    ) from None
-                self._copy_up(other, target[-1], below)
-                found = os.stat(target[-1], dir_fd=other, follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode) or is_whiteout(found):
-                raise ImageError(f"a layer has {shown(path)!r} as a hard link to what is no file")
-            if self._is_same(held, name, found):
-                return
-            self._clear(held, name, path)
-            # The folder may have been let go of with what was cleared.
-            other = self._folders.open(target[:-1])
-            os.link(target[-1], name, src_dir_fd=other, dst_dir_fd=held, follow_symlinks=False)
-        finally:
-            os.close(held)
-
-    @staticmethod
-    def _is_same(parent: int, name: bytes, found: os.stat_result) -> bool:
-        try:
-            return os.path.samestat(os.stat(name, dir_fd=parent, follow_symlinks=False), found)
-        except FileNotFoundError:
-            return False
-
-    def _copy_up(self, parent: int, name: bytes, below: Below) -> None:
-        """Have a file of a layer below in this one, to link to."""
-        found = below.found
-        if stat.S_ISLNK(found.st_mode):
-            os.symlink(Folders.read_link(below), name, dir_fd=parent)
-            os.chown(name, found.st_uid, found.st_gid, dir_fd=parent, follow_symlinks=False)
-            os.utime(name, ns=(found.st_mtime_ns, found.st_mtime_ns), dir_fd=parent, follow_symlinks=False)
+        *above, last = parts
+        if any(part.startswith(WHITEOUT) for part in above):
+            raise ViolationError("a name below one that is kept for whiteouts", shown(b"/".join(parts)))
+        folders = self._folders
+        if last == OPAQUE:
+            folders.hide(folders.path_of(b"/".join(above)))
             return
-        if not stat.S_ISREG(found.st_mode):
-            raise ImageError(
-                f"a layer has a hard link to {shown(below.path)!r}, which is no plain file below"
-            )
-        source = Folders.open_below(below)
-        try:
-            fd = os.open(name, _NEW, 0o600, dir_fd=parent)
-            try:
-                self.size += found.st_size
-                offset = 0
-                while sent := os.sendfile(fd, source, offset, _COPY):
-                    offset += sent
-                if self._owner.kind != "single":
-                    os.fchown(fd, found.st_uid, found.st_gid)
-                os.fchmod(fd, stat.S_IMODE(found.st_mode))
-                for key in os.listxattr(source):
-                    if not key.startswith((self._owner.marks, "security.selinux")):
-                        os.setxattr(fd, key, os.getxattr(source, key))
-                os.utime(fd, ns=(found.st_mtime_ns, found.st_mtime_ns))
-            finally:
-                os.close(fd)
-        finally:
-            os.close(source)
+        hidden = last[len(WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise ViolationError("a whiteout of nothing that can be hidden", shown(b"/".join(parts)))
+        parent = folders.path_of(b"/".join(above))
+        fd = folders.fds[parent]
+        found = look(fd, hidden)
+        if found is None:
+            os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=fd)
+        elif stat.S_ISDIR(found.st_mode):
+            # Of this layer, which whiteouts do not reach: only what is below is hidden.
+            folders.hide(parent + b"/" + hidden if parent else hidden)
 
-    # ---- what all have --------------------------------------------------------------------
+    # --- each kind ---
 
-    def _white(self, parent: int, name: bytes, entry: Entry) -> None:
-        if name == _OPAQUE:
-            os.setxattr(parent, self._owner.marks + "opaque", b"y")
-            return
-        gone = name[len(_WHITEOUT) :]
-        if gone.startswith(_WHITEOUT):
-            return  # AUFS's own notes
-        if gone in (b"", b".", b".."):
-            raise ViolationError("a layer has a whiteout of no name", shown(entry.name))
-        try:
-            found = os.stat(gone, dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            os.mknod(gone, stat.S_IFCHR, 0, dir_fd=parent)
-            return
-        # It is about the layers below: what this one has stays.
-        if stat.S_ISDIR(found.st_mode):
-            self._folders.hide(gone, parent)
-
-    def _clear(self, parent: int, name: bytes, path: bytes) -> None:
-        """Take away what an earlier entry of this layer has left at this name."""
-        try:
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
+    def _clear(self, fd: int, name: bytes, path: bytes) -> None:
+        """Remove what this layer has had at a name."""
+        found = look(fd, name)
+        if found is None:
             return
         if not stat.S_ISDIR(found.st_mode):
-            os.unlink(name, dir_fd=parent)
+            os.unlink(name, dir_fd=fd)
+            if stat.S_ISLNK(found.st_mode):
+                self._folders.changed()
             return
-        remove_at(parent, name)
-        self._folders.forget_below(path, parent)
-        for known in [known for known in self._later if known == path or known.startswith(path + b"/")]:
-            del self._later[known]
+        parent = path[: -len(name)]
+        removal.remove(fd, name, lambda gone: self._folders.forget(parent + gone))
+        self._folders.changed()
 
-    def _own(self, what: int | bytes, parent: int | None, entry: Entry) -> None:
-        if self._owner.kind == "single":
-            return
-        if isinstance(what, int):
-            os.fchown(what, entry.uid, entry.gid)
-        else:
-            os.chown(what, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-
-    def _mode(self, entry: Entry) -> int:
-        return entry.mode if self._limits.setuid else entry.mode & 0o1777
-
-    def _attributes(self, what: int | bytes, entry: Entry) -> None:
-        for key, value in entry.xattrs.items():
-            # Marks of overlayfs would lead to other files.
-            if key.startswith(("trusted.overlay.", "user.overlay.", "trusted.fuse")):
-                self.dropped += 1
-                continue
-            try:
-                os.setxattr(what, key, value, follow_symlinks=False) if isinstance(
-                    what, bytes
-                ) else os.setxattr(what, key, value)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-                # Labels of another machine's, or what a user may not set.
-                self.dropped += 1
-
-    def finish(self) -> None:
-        """Give all folders the mode and the time that they are to have."""
-        self._folders.forget()
-        for path, found in self._folders.made.items():
-            if path not in self._later:
-                self._finish(
-                    path, stat.S_IMODE(found.st_mode), found.st_mtime_ns, (found.st_uid, found.st_gid)
-                )
-        # What is deeper first: the others may not be entered then.
-        for path in sorted(self._later, key=lambda path: path.count(b"/") + bool(path), reverse=True):
-            entry = self._later[path]
-            self._finish(path, self._mode(entry), entry.mtime, None)
-
-    def _finish(self, path: bytes, mode: int, mtime: int, owner: tuple[int, int] | None) -> None:
+    def _file(
+        self, parent: bytes, name: bytes, path: bytes, entry: Entry, data: Iterable[bytes | memoryview]
+    ) -> None:
+        folder = self._folders.fds[parent]
         try:
-            fd = open_in_root(self._folders.top, path or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except KernelError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return  # a later entry took its place
-            raise
+            fd = os.open(name, _NEW, 0o600, dir_fd=folder)
+        except FileExistsError:
+            self._clear(folder, name, path)
+            fd = os.open(name, _NEW, 0o600, dir_fd=self._folders.fds[parent])
         try:
-            if owner is not None and self._owner.kind != "single":
-                os.fchown(fd, *owner)
-            os.fchmod(fd, mode)
-            os.utime(fd, ns=(mtime, mtime))
+            if entry.holes is None:
+                for piece in data:
+                    _write(fd, piece)
+            else:
+                _write_parts(fd, entry, data)
+            self.size += entry.size
+            self._dress(fd, entry)
         finally:
             os.close(fd)
 
+    def _dress(self, fd: int, entry: Entry) -> None:
+        """Give a file its owner, mode, attributes and time: in this order, for each may undo a later one."""
+        if self._chown:
+            os.fchown(fd, entry.uid, entry.gid)
+        os.fchmod(fd, entry.mode if self._policy.setuid else entry.mode & ~_SET_ID)
+        if entry.xattrs:
+            self._attributes(fd, entry.xattrs)
+        os.utime(fd, ns=(entry.mtime, entry.mtime))
 
-def _write(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+    def _attributes(self, target: int | bytes, values: dict[bytes, bytes]) -> None:
+        for name, value in values.items():
+            text = name.decode(errors="backslashreplace")
+            if not attributes.allowed(name) or (
+                name == b"security.capability" and not (self._chown and self._policy.setuid)
+            ):
+                self.dropped[text] += 1
+                continue
+            attributes.check(name, value)
+            kept = attributes.portable(name, value) if self._in_range else value
+            try:
+                os.setxattr(target, name, kept, follow_symlinks=isinstance(target, int))
+            except OSError as error:
+                if error.errno == errno.EINVAL and name == b"security.capability":
+                    raise ImageError("file capabilities that are none") from None
+                # The file system has none, or a link cannot have one.
+                if error.errno not in _NO_ATTRIBUTES:
+                    raise
+                self.dropped[text] += 1
+
+    def _folder(self, parent: bytes, name: bytes, path: bytes, entry: Entry) -> None:
+        folders = self._folders
+        fd = folders.fds[parent]
+        try:
+            os.mkdir(name, 0o700, dir_fd=fd)
+        except FileExistsError:
+            found = look(fd, name)
+            if found is None or not stat.S_ISDIR(found.st_mode):
+                # What this layer had there hid what is below, and so does what comes in its place.
+                if found is not None and stat.S_ISLNK(found.st_mode):
+                    folders.changed()
+                    fd = folders.fds[parent]
+                folders.make(parent, name, path, hides=True)
+        self._finish_folder(fd, name, path, entry)
+
+    def _finish_folder(self, fd: int, name: bytes, path: bytes, entry: Entry) -> None:
+        mode = entry.mode if self._policy.setuid else entry.mode & ~_SET_ID
+        self._folders.made[path] = Folder(mode, entry.mtime)
+        if self._chown:
+            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+        if entry.xattrs:
+            self._attributes(attributes.path_of(fd, name), entry.xattrs)
+
+    def _link(self, parent: bytes, name: bytes, path: bytes, entry: Entry) -> None:
+        if not entry.target:
+            raise ViolationError("a hard link to nothing", shown(entry.name))
+        parts = parts_of(entry.target)
+        if not parts or any(part.startswith(WHITEOUT) for part in parts):
+            raise ViolationError(f"a hard link to {shown(entry.target)}", shown(entry.name))
+        folders = self._folders
+        last = parts.pop()
+        above = folders.path_of(b"/".join(parts))
+        target = above + b"/" + last if above else last
+        if target == path:
+            return
+        found = look(folders.fds[above], last)
+        if found is None:
+            self._copy_up(above, last, target, entry)
+        elif stat.S_ISDIR(found.st_mode) or is_whiteout(found):
+            raise ImageError(f"{shown(entry.name)}: a hard link to {shown(entry.target)}, which is no file")
+        self._clear(folders.fds[parent], name, path)
+        try:
+            source = os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folders.fds[above])
+            try:
+                os.link(last, name, src_dir_fd=source, dst_dir_fd=folders.fds[parent], follow_symlinks=False)
+            finally:
+                os.close(source)
+        except FileNotFoundError:
+            # It was in the folder that the link took the place of.
+            raise ImageError(
+                f"{shown(entry.name)}: a hard link in place of its own target {shown(entry.target)}"
+            ) from None
+
+    def _copy_up(self, parent: bytes, name: bytes, path: bytes, entry: Entry) -> None:
+        """Copy a file of a layer below into this one, as overlayfs does when a link to it is made."""
+        found = self._folders.find_below(path)
+        if found is None:
+            raise ImageError(f"{shown(entry.name)}: a hard link to {shown(entry.target)}, which is not there")
+        lower, state = found
+        try:
+            if stat.S_ISDIR(state.st_mode):
+                raise ImageError(
+                    f"{shown(entry.name)}: a hard link to {shown(entry.target)}, which is a folder"
+                )
+            self._source.spend(state.st_size)
+            copy = Entry(tarstream.FILE, path)
+            copy.mode, copy.uid, copy.gid = stat.S_IMODE(state.st_mode), state.st_uid, state.st_gid
+            copy.mtime, copy.size = state.st_mtime_ns, state.st_size
+            copy.xattrs = attributes.read_all(attributes.path_of(lower, name))
+            if stat.S_ISREG(state.st_mode):
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=lower)
+                try:
+                    self._file(parent, name, path, copy, iter(lambda: os.read(fd, _COPY), b""))
+                finally:
+                    os.close(fd)
+                return
+            copy.device = (os.major(state.st_rdev), os.minor(state.st_rdev))
+            if stat.S_ISLNK(state.st_mode):
+                copy.kind, copy.target = tarstream.SYMLINK, os.readlink(name, dir_fd=lower)
+            elif stat.S_ISFIFO(state.st_mode):
+                copy.kind = tarstream.FIFO
+            else:
+                copy.kind = tarstream.CHAR if stat.S_ISCHR(state.st_mode) else tarstream.BLOCK_DEVICE
+            self._special(parent, name, path, copy)
+        finally:
+            os.close(lower)
+
+    def _special(self, parent: bytes, name: bytes, path: bytes, entry: Entry) -> None:
+        """Make a symbolic link, a FIFO or a device."""
+        is_device = entry.kind in (tarstream.CHAR, tarstream.BLOCK_DEVICE)
+        if is_device:
+            if self._policy.devices == "refuse":
+                raise ViolationError("a device", shown(entry.name))
+            # Number 0/0 is overlayfs's whiteout, for which layers have a way of their own.
+            if self._policy.devices == "skip" or entry.device == (0, 0):
+                self.dropped["device"] += 1
+                return
+        self._clear(self._folders.fds[parent], name, path)
+        fd = self._folders.fds[parent]
+        mode = entry.mode if self._policy.setuid else entry.mode & ~_SET_ID
+        if entry.kind == tarstream.SYMLINK:
+            if not entry.target or b"\0" in entry.target or len(entry.target) > LONGEST_PATH:
+                raise ViolationError("a symbolic link to nothing that is a path", shown(entry.name))
+            os.symlink(entry.target, name, dir_fd=fd)
+        elif entry.kind == tarstream.FIFO:
+            os.mkfifo(name, 0o600, dir_fd=fd)
+        else:
+            kind = stat.S_IFCHR if entry.kind == tarstream.CHAR else stat.S_IFBLK
+            number = _device(entry)
+            os.mknod(name, kind | 0o600, number, dir_fd=fd)
+        if self._chown:
+            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+        if entry.kind != tarstream.SYMLINK:
+            os.chmod(name, mode, dir_fd=fd)
+        if entry.xattrs:
+            self._attributes(attributes.path_of(fd, name), entry.xattrs)
+        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=fd, follow_symlinks=False)
 
 
-Tell = Callable[[int], object]
+def _device(entry: Entry) -> int:
+    major, minor = entry.device
+    # What the kernel's own number has room for.
+    if major >= 1 << 12 or minor >= 1 << 20:
+        raise ImageError(f"{shown(entry.name)}: a device number that is too large")
+    return os.makedev(major, minor)
 
-__all__ = ["Extraction", "Limits"]
+
+def _write(fd: int, piece: bytes | memoryview) -> None:
+    done = os.write(fd, piece)
+    while done < len(piece):
+        # Interrupted, or more than 2 GiB at once.
+        piece = piece[done:]
+        done = os.write(fd, piece)
+
+
+def _write_parts(fd: int, entry: Entry, data: Iterable[bytes | memoryview]) -> None:
+    """Write the parts of a file with holes, each to its place."""
+    os.ftruncate(fd, entry.size)
+    parts = iter([part for part in entry.holes or () if part[1]])
+    at = left = 0
+    for piece in data:
+        rest = memoryview(piece)
+        while rest:
+            if not left:
+                at, left = next(parts)
+                os.lseek(fd, at, os.SEEK_SET)
+            now = rest[:left]
+            _write(fd, now)
+            left -= len(now)
+            rest = rest[len(now) :]
+
+
+__all__ = ["OPAQUE", "WHITEOUT", "Extractor", "Policy", "parts_of"]

@@ -112,10 +112,10 @@ def _image(store: Store, entry: Descriptor) -> list[Fault]:
 
 def _unpacked(store: Store, *, repair: bool) -> list[Fault]:
     found = []
-    for key, diff_id, path in each_layer(store):
+    for key, chain_id, path in each_layer(store):
         whole = (
-            diff_id
-            and trees.known(path).get("diff_id") == diff_id
+            chain_id
+            and trees.known(path).get("chain_id") == chain_id
             and os.path.isdir(os.path.join(path, "fs"))
         )
         if whole:

@@ -138,7 +138,7 @@ def _plain_tar(path: str, cancelled: Cancelled) -> Iterator[tarfile.TarFile]:
             return
         # Whole images, compressed once more: what is in it cannot be gone to and fro in.
         with tempfile.TemporaryFile(prefix="sandboxlib-") as plain, decompressed(file) as stream:
-            while piece := stream.read():
+            while piece := stream.read(1 << 20):
                 cancelled()
                 plain.write(piece)
             plain.seek(0)
@@ -301,7 +301,7 @@ def _layer(
         head = blob.read(4)
         blob.seek(0)
         with decompressed(blob) as stream:
-            while piece := stream.read():
+            while piece := stream.read(1 << 20):
                 cancelled()
                 plain.update(piece)
     if plain.hexdigest() != diff_id.partition(":")[2]:

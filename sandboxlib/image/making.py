@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -76,7 +77,7 @@ def add_packed(store: Store, pack: Callable[[Callable[[bytes], object]], Packed]
     found: list[Packed] = []
 
     def fill(write: Callable[[bytes], object]) -> None:
-        with compressed(write, "gzip") as sink:
+        with closing(compressed(write, "gzip")) as sink:
             found.append(pack(sink.write))
 
     digest, size = store.add_written(fill)
@@ -104,7 +105,7 @@ def add_archive(store: Store, source: IO[bytes], cancelled: Callable[[], None]) 
         media_type = model.OCI_LAYER_GZIP
 
         def fill(write: Callable[[bytes], object]) -> None:
-            with compressed(write, "gzip") as sink:
+            with closing(compressed(write, "gzip")) as sink:
                 copy(source.read, sink.write)
 
         digest, size = store.add_written(fill)

@@ -11,6 +11,7 @@ version 2, schema 2.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -261,6 +262,18 @@ def decode_config(raw: bytes, what: str = "configuration") -> ImageConfig:
     return config
 
 
+def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
+    """
+    What each layer is together with those below it: on others it might unpack to another tree.
+
+    Spec: image-spec config.md, "Layer ChainID".
+    """
+    found: list[str] = []
+    for diff_id in diff_ids:
+        found.append(digest_of(f"{found[-1]} {diff_id}".encode()) if found else diff_id)
+    return tuple(found)
+
+
 def encode(value: msgspec.Struct) -> bytes:
     """A document as bytes: the same for the same value."""
     return msgspec.json.encode(value)
@@ -284,6 +297,7 @@ __all__ = [
     "Manifest",
     "Platform",
     "RootFS",
+    "chain_ids",
     "check_digest",
     "decode",
     "decode_config",

@@ -1,46 +1,53 @@
 """
-Trees and changes, written as tar files: the same to the byte for the same content.
+Trees packed into layers: a whole one, or what an overlay has changed.
 
-Spec: image-spec layer.md, "Representing Changes"; pax of POSIX.1-2017.
+The same content gives the same bytes: names in order, times in whole seconds, nothing that is of
+this machine.
+
+Spec: image-spec layer.md; overlayfs.rst, "whiteouts and opaque directories".
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from typing import final
 
-from sandboxlib.errors import ImageError, KernelError
-from sandboxlib.image.locks import Cancelled, never
+import attrs
+
+from sandboxlib.errors import ImageError, KernelError, SandboxError, SpecError, StateError
+from sandboxlib.image import attributes, tarstream
+from sandboxlib.image.extract import OPAQUE, WHITEOUT
+from sandboxlib.image.folders import LONGEST_PATH, OpenFolders, is_whiteout
 from sandboxlib.image.owner import Owner
-from sandboxlib.image.tarheader import block, record
-from sandboxlib.image.tarstream import BLOCK
+from sandboxlib.image.source import nothing
+from sandboxlib.image.tarstream import Entry, shown
+from sandboxlib.image.tarwrite import TarWriter
+from sandboxlib.kernel.files import openat2
 
-Write = Callable[[bytes], object]
+#: (uid, gid) as they are on disk, and as a layer has them.
 Shift = Callable[[int, int], tuple[int, int]]
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CHUNK = 1 << 20
-# Marks of overlayfs, and labels that belong to this machine.
-_LEFT_OUT = (
-    "trusted.overlay.",
-    "user.overlay.",
-    "security.selinux",
-    "security.ima",
-    "security.evm",
-    "system.",
-)
-_CAPABILITY = "security.capability"
+
+_PIECE = 1 << 20
+_KINDS = {
+    stat.S_IFREG: tarstream.FILE,
+    stat.S_IFLNK: tarstream.SYMLINK,
+    stat.S_IFCHR: tarstream.CHAR,
+    stat.S_IFBLK: tarstream.BLOCK_DEVICE,
+    stat.S_IFDIR: tarstream.FOLDER,
+    stat.S_IFIFO: tarstream.FIFO,
+}
 
 
-class Packed(NamedTuple):
+@attrs.frozen
+class Packed:
     """
-    What was written.
+    A layer that has been packed, plain.
 
     Attributes:
-        diff_id: The digest of the tar file.
+        diff_id: Its digest.
         size: Its bytes.
     """
 
@@ -50,345 +57,275 @@ class Packed(NamedTuple):
 
 def pack_tree(
     folder: int,
-    write: Write,
+    write: Callable[[bytes], object],
     owner: Owner,
     *,
     shift: Shift | None = None,
-    cancelled: Cancelled = never,
+    cancelled: Callable[[], None] = nothing,
 ) -> Packed:
     """
-    Write a whole tree as a plain tar file.
+    Pack all that is below a folder, and the folder itself as ``./``.
 
     Args:
-        folder: The open folder that is its root.
-        write: Gets the tar file, piece by piece.
-        owner: Whose the files are.
-        shift: Gives the user and the group inside for those on disk; as they are where it is None.
-        cancelled: Called every now and then; raises to give up.
+        folder: Borrowed.
+        write: Called with the archive, piece by piece.
+        owner: Whose the files are, see `Owner`; for ``range`` and ``single`` its maps turn ids on
+            disk into those of the layer.
+        shift: For ``root``: does the same; without it ids stay as they are.
+        cancelled: Called often; raises to give up.
 
     Raises:
-        KernelError: Something cannot be read.
+        ImageError: There is something that no layer can hold.
+        StateError: A file was changed meanwhile.
+        KernelError: It cannot be read.
     """
-    return _pack("tree", folder, write, owner, shift, frozenset(), cancelled)
+    return _pack(folder, write, owner, shift, cancelled, changes=False)
 
 
 def pack_changes(
     upper: int,
-    write: Write,
+    write: Callable[[bytes], object],
     owner: Owner,
     *,
     shift: Shift | None = None,
     left_out: Collection[bytes] = (),
-    cancelled: Cancelled = never,
+    cancelled: Callable[[], None] = nothing,
 ) -> Packed:
     """
-    Write what an overlay's upper folder holds as a layer: whiteouts and opaque folders as OCI has them.
+    Pack the upper folder of an overlay: what was deleted comes as whiteouts.
+
+    Other arguments and errors are those of `pack_tree`.
 
     Args:
-        upper: The open folder.
-        write: As `pack_tree`.
-        owner: As `pack_tree`.
-        shift: As `pack_tree`.
-        left_out: Paths without a leading slash that are not to be in it, with all below them. Folders
-            that are there only because of them are not either.
-        cancelled: As `pack_tree`.
+        upper: Borrowed.
+        write: Called with the archive, piece by piece.
+        owner: Whose the files are.
+        shift: For ``root``: turns IDs on disk into those of the layer.
+        left_out: Paths, without a slash before them, that are no part of the changes: what something was
+            mounted on. Folders that are there only on the way to them are none either.
+        cancelled: Called often; raises to give up.
     """
-    return _pack("changes", upper, write, owner, shift, frozenset(left_out), cancelled)
+    return _pack(upper, write, owner, shift, cancelled, changes=True, left_out=left_out)
 
 
 def _pack(
-    kind: str,
     folder: int,
-    write: Write,
+    write: Callable[[bytes], object],
     owner: Owner,
     shift: Shift | None,
-    left_out: frozenset[bytes],
-    cancelled: Cancelled,
+    cancelled: Callable[[], None],
+    *,
+    changes: bool,
+    left_out: Collection[bytes] = (),
 ) -> Packed:
-    if owner.kind == "range":
-        from sandboxlib.image.worker import pack_inside
+    if owner.kind == "root":
+        return pack_here(
+            folder, write, owner, changes=changes, shift=shift, left_out=left_out, cancelled=cancelled
+        )
+    if shift is not None:
+        raise SpecError("shift", shift, "left out where the owner has maps")
+    from sandboxlib.image.apart import pack_apart
 
-        return pack_inside(kind, folder, write, owner, left_out, cancelled)
-    if owner.kind == "single":
-        # All is the user's, who is root inside.
-        shift = _root
-    return pack_here(kind, folder, write, owner, shift, left_out, cancelled)
-
-
-def _root(_uid: int, _gid: int) -> tuple[int, int]:
-    return 0, 0
+    options = {"changes": changes, "left_out": sorted(map(os.fsdecode, left_out))}
+    return Packed(**pack_apart(folder, write, owner, options, cancelled))
 
 
 def pack_here(
-    kind: str,
     folder: int,
-    write: Write,
+    write: Callable[[bytes], object],
     owner: Owner,
-    shift: Shift | None,
-    left_out: frozenset[bytes],
-    cancelled: Cancelled,
+    *,
+    changes: bool,
+    shift: Shift | None = None,
+    left_out: Collection[bytes] = (),
+    cancelled: Callable[[], None] = nothing,
 ) -> Packed:
-    """Do so with this process's own rights; *kind* is ``tree`` or ``changes``."""
-    found = hashlib.sha256()
-    size = 0
-
-    def put(data: bytes) -> None:
-        nonlocal size
-        found.update(data)
-        size += len(data)
-        write(data)
-
-    packer = _Packer(put, owner, shift, left_out, cancelled, changes=kind == "changes")
+    """Do the same in this process, which has the rights that *owner* needs."""
+    packer = _Packer(folder, TarWriter(write), owner, shift, frozenset(left_out), changes=changes)
     try:
-        packer.root(folder)
-    except KernelError:
+        for path in packer.walk():
+            cancelled()
+            packer.current = path
+        return Packed(packer.out.close(), packer.out.size)
+    except SandboxError:
         raise
     except OSError as error:
-        raise KernelError(error.errno or 0, f"read {packer.name!r}", "pack a layer") from None
-    put(bytes(2 * BLOCK))
-    return Packed(f"sha256:{found.hexdigest()}", size)
+        call = f'pack "{shown(packer.current)}"'
+        raise KernelError(error.errno or 0, call, "pack a layer") from None
+    finally:
+        packer.folders.close()
 
 
+@final
 class _Packer:
     def __init__(
         self,
-        put: Write,
+        folder: int,
+        out: TarWriter,
         owner: Owner,
         shift: Shift | None,
         left_out: frozenset[bytes],
-        cancelled: Cancelled,
         *,
         changes: bool,
     ) -> None:
-        self._put = put
-        self._opaque = owner.marks + "opaque"
-        self._whiteout = owner.marks + "whiteout"
-        self._shift = shift or (lambda uid, gid: (uid, gid))
         self._left_out = left_out
-        self._cancelled = cancelled
+        self.folders = OpenFolders(folder)
+        self.out = out
+        self.current = b""
+        self._top = folder
+        self._marks = owner.marks.encode()
+        self._shift = shift
         self._changes = changes
-        # Files with several names, by what they are: the first of them.
-        self._known: dict[tuple[int, int], bytes] = {}
-        self.name = b"."
+        self._links: dict[tuple[int, int], bytes] = {}
 
-    def root(self, folder: int) -> None:
-        """Write all that is in the root, and the root itself where that is more than its children."""
-        found = os.fstat(folder)
+    def walk(self) -> Iterator[bytes]:
+        """Write all entries, folders before what is in them; yields each path before it is written."""
         if not self._changes:
-            self._header(b"./", found, folder)
-        self._folder(folder, b"")
+            yield b""
+            self._add(b"./", self._top, b".", os.fstat(self._top))
+        todo: list[tuple[bytes, Iterator[bytes]]] = [(b"", iter(self._enter(b"")))]
+        while todo:
+            parent, names = todo[-1]
+            name = next(names, None)
+            if name is None:
+                todo.pop()
+                continue
+            path = parent + b"/" + name if parent else name
+            yield path
+            if self._left_out and self._is_left_out(path):
+                continue
+            if len(path) > LONGEST_PATH:
+                raise ImageError(f"{shown(path)}: a path of more than {LONGEST_PATH} bytes")
+            fd = self.folders[parent]
+            found = os.lstat(name, dir_fd=fd)
+            if self._is_whiteout(fd, name, found):
+                self._mark(parent, WHITEOUT + name)
+                continue
+            if name.startswith(WHITEOUT):
+                raise ImageError(f"{shown(path)}: a name that is kept for whiteouts")
+            if stat.S_ISDIR(found.st_mode):
+                self._add(path + b"/", fd, name, found)
+                todo.append((path, iter(self._enter(path))))
+            elif not stat.S_ISSOCK(found.st_mode):
+                self._add(path, fd, name, found)
 
-    def _folder(self, fd: int, path: bytes) -> None:
-        entries = []
-        for name in sorted(map(os.fsencode, os.listdir(fd))):
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if (path + b"/" + name if path else name) not in self._left_out:
-                entries.append((name, found))
-        if path and self._changes and self._has(fd, self._opaque):
-            self._line(path + b"/.wh..wh..opq", b"0", 0o644, 0, (0, 0), 0)
-        for name, found in entries:
-            self._cancelled()
-            self.name = path + b"/" + name if path else name
-            self._entry(fd, name, self.name, found)
-
-    def _entry(self, parent: int, name: bytes, path: bytes, found: os.stat_result) -> None:
-        mode = found.st_mode
-        if self._changes and self._gone(parent, name, found):
-            folder = path[: -len(name)]
-            self._line(folder + b".wh." + name, b"0", 0o644, 0, (0, 0), 0)
-        elif stat.S_ISDIR(mode):
-            fd = os.open(name, _FOLDER, dir_fd=parent)
-            try:
-                if self._only_for_others(fd, path):
-                    return
-                self._header(path + b"/", found, fd)
-                self._folder(fd, path)
-            finally:
-                os.close(fd)
-        elif stat.S_ISSOCK(mode):
-            return  # nobody listens there any more
-        elif self._again(path, found):
-            return
-        elif stat.S_ISREG(mode):
-            self._file(parent, name, path, found)
-        elif stat.S_ISLNK(mode):
-            owner, link = self._shift(found.st_uid, found.st_gid), os.readlink(name, dir_fd=parent)
-            self._line(path, b"2", 0o777, int(found.st_mtime), owner, 0, link=link)
-        else:
-            kind = b"6" if stat.S_ISFIFO(mode) else b"3" if stat.S_ISCHR(mode) else b"4"
-            self._line(
-                path,
-                kind,
-                stat.S_IMODE(mode),
-                int(found.st_mtime),
-                self._shift(found.st_uid, found.st_gid),
-                0,
-                device=found.st_rdev,
-            )
-
-    def _gone(self, parent: int, name: bytes, found: os.stat_result) -> bool:
-        if stat.S_ISCHR(found.st_mode):
-            return found.st_rdev == 0
-        # Since Linux 6.7 a whiteout within a whiteout's folder may be an empty file with a mark.
-        if stat.S_ISREG(found.st_mode) and not found.st_size:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-            try:
-                return self._has(fd, self._whiteout)
-            finally:
-                os.close(fd)
-        return False
-
-    def _only_for_others(self, fd: int, path: bytes) -> bool:
-        """Is a folder there only on the way to what is left out?"""
-        return (
-            self._changes
-            and any(out.startswith(path + b"/") for out in self._left_out)
-            and not [
-                name
-                for name in map(os.fsencode, os.listdir(fd))
-                if not self._leads_out(fd, name, path + b"/" + name)
-            ]
-        )
-
-    def _leads_out(self, parent: int, name: bytes, path: bytes) -> bool:
+    def _is_left_out(self, path: bytes) -> bool:
+        """Is it, or is it a folder with nothing in it but what is?"""
         if path in self._left_out:
             return True
-        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        if not any(out.startswith(path + b"/") for out in self._left_out):
             return False
-        fd = os.open(name, _FOLDER, dir_fd=parent)
         try:
-            return self._only_for_others(fd, path)
+            fd = openat2(self._top, path, os.O_RDONLY | os.O_DIRECTORY)
+        except NotADirectoryError:
+            return False
+        try:
+            names = [os.fsencode(name) for name in os.listdir(fd)]
+            hides = self._own(fd, b"opaque") == b"y"
+        finally:
+            os.close(fd)
+        return not hides and all(self._is_left_out(path + b"/" + name) for name in names)
+
+    def _enter(self, path: bytes) -> list[bytes]:
+        """The names in a folder, in order, after its mark if it hides what is below it."""
+        fd = openat2(self._top, path or b".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = sorted(map(os.fsencode, os.listdir(fd)))
+            if self._changes:
+                if self._own(fd, b"opaque") == b"y":
+                    self._mark(path, OPAQUE)
+                for mark in (b"redirect", b"metacopy"):
+                    if self._own(fd, mark) is not None:
+                        # Its content is elsewhere, below: what is here is not the change.
+                        raise ImageError(
+                            f"{shown(path)}: a change of an overlay mounted with {mark.decode()}"
+                        )
+            return names
         finally:
             os.close(fd)
 
-    def _again(self, path: bytes, found: os.stat_result) -> bool:
-        """Write a further name of a file that was written already."""
-        if found.st_nlink < 2:
-            return False
-        key = (found.st_dev, found.st_ino)
-        first = self._known.setdefault(key, path)
-        if first == path:
-            return False
-        self._line(
-            path,
-            b"1",
-            stat.S_IMODE(found.st_mode),
-            int(found.st_mtime),
-            self._shift(found.st_uid, found.st_gid),
-            0,
-            link=first,
-        )
-        return True
-
-    def _file(self, parent: int, name: bytes, path: bytes, found: os.stat_result) -> None:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    def _own(self, target: int | bytes, mark: bytes) -> bytes | None:
         try:
-            size = os.fstat(fd).st_size
-            self._header(path, found, fd, size)
-            left = size
-            while left:
-                data = os.read(fd, min(left, _CHUNK))
-                if not data:
-                    raise ImageError(f"{path!r} became shorter while it was read")
-                left -= len(data)
-                self._put(data)
-            self._put(bytes(-size % BLOCK))
-        finally:
-            os.close(fd)
-
-    # ---- headers --------------------------------------------------------------------------
-
-    def _header(self, path: bytes, found: os.stat_result, fd: int, size: int = 0) -> None:
-        kind = b"5" if stat.S_ISDIR(found.st_mode) else b"0"
-        self._line(
-            path,
-            kind,
-            stat.S_IMODE(found.st_mode),
-            int(found.st_mtime),
-            self._shift(found.st_uid, found.st_gid),
-            size,
-            xattrs=dict(self._xattrs(fd)),
-        )
-
-    def _xattrs(self, fd: int) -> Iterator[tuple[str, bytes]]:
-        try:
-            names = os.listxattr(fd)
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                return
-            raise
-        for name in sorted(names):
-            if name.startswith(_LEFT_OUT):
-                continue
-            value = os.getxattr(fd, name)
-            yield name, _unbound(value) if name == _CAPABILITY else value
-
-    @staticmethod
-    def _has(fd: int, mark: str) -> bool:
-        try:
-            return os.getxattr(fd, mark) in (b"y", b"x", b"")
+            return os.getxattr(target, self._marks + mark, follow_symlinks=isinstance(target, int))
         except OSError as error:
             if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-                return False
+                return None
             raise
 
-    def _line(
-        self,
-        path: bytes,
-        kind: bytes,
-        mode: int,
-        mtime: int,
-        owner: tuple[int, int],
-        size: int,
-        *,
-        link: bytes = b"",
-        device: int = 0,
-        xattrs: dict[str, bytes] | None = None,
-    ) -> None:
-        """Write a header, and one of PAX before it for what does not fit."""
-        records: dict[bytes, bytes] = {
-            b"SCHILY.xattr." + name.encode(errors="surrogateescape"): value
-            for name, value in (xattrs or {}).items()
-        }
-        if len(path) > 100:
-            records[b"path"] = path
-        if len(link) > 100:
-            records[b"linkpath"] = link
-        numbers = {}
-        for name, value, most in (
-            (b"uid", owner[0], 8**7),
-            (b"gid", owner[1], 8**7),
-            (b"size", size, 8**11),
-            (b"mtime", mtime, 8**11),
-        ):
-            fits = 0 <= value < most
-            numbers[name] = value if fits else 0
-            if not fits:
-                records[name] = str(value).encode()
-        if records:
-            raw = b"".join(record(key, records[key]) for key in sorted(records))
-            self._put(block(b"PaxHeader", b"x", 0o644, 0, 0, len(raw), 0))
-            self._put(raw + bytes(-len(raw) % BLOCK))
-        self._put(
-            block(
-                path[:100],
-                kind,
-                mode,
-                numbers[b"uid"],
-                numbers[b"gid"],
-                numbers[b"size"],
-                numbers[b"mtime"],
-                link[:100],
-                device,
-            )
-        )
+    def _is_whiteout(self, fd: int, name: bytes, found: os.stat_result) -> bool:
+        if not self._changes:
+            return False
+        if is_whiteout(found):
+            return True
+        if stat.S_ISREG(found.st_mode) and found.st_size == 0:
+            # The other form, which counts in folders that say so. Linux 6.7.
+            path = attributes.path_of(fd, name)
+            if self._own(path, b"whiteout") is not None:
+                return self._own(attributes.path_of(fd, b"."), b"opaque") == b"x"
+        return False
+
+    def _mark(self, parent: bytes, name: bytes) -> None:
+        entry = Entry(tarstream.FILE, parent + b"/" + name if parent else name)
+        entry.mode = 0o600
+        self.out.add(entry)
+
+    def _add(self, path: bytes, fd: int, name: bytes, found: os.stat_result) -> None:
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+        if kind is None:
+            raise ImageError(f"{shown(path)}: a file of an unknown kind")
+        entry = Entry(kind, path)
+        entry.mode = stat.S_IMODE(found.st_mode)
+        entry.uid, entry.gid = found.st_uid, found.st_gid
+        if self._shift is not None:
+            entry.uid, entry.gid = self._shift(found.st_uid, found.st_gid)
+        entry.mtime = found.st_mtime_ns
+        if found.st_nlink > 1 and kind != tarstream.FOLDER:
+            first = self._links.setdefault((found.st_dev, found.st_ino), path)
+            if first != path:
+                entry.kind, entry.target = tarstream.LINK, first
+                self.out.add(entry)
+                return
+        if kind == tarstream.SYMLINK:
+            entry.target = os.readlink(name, dir_fd=fd)
+            entry.mode = 0o777
+        if kind in (tarstream.CHAR, tarstream.BLOCK_DEVICE):
+            if is_whiteout(found):
+                return
+            entry.device = (os.major(found.st_rdev), os.minor(found.st_rdev))
+        if kind == tarstream.FILE:
+            self._file(entry, fd, name, found)
+            return
+        entry.xattrs = _written(attributes.path_of(fd, name))
+        self.out.add(entry)
+
+    def _file(self, entry: Entry, folder: int, name: bytes, found: os.stat_result) -> None:
+        # Not blocking: should a FIFO have come in its place meanwhile.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=folder)
+        try:
+            now = os.fstat(fd)
+            if (now.st_dev, now.st_ino) != (found.st_dev, found.st_ino):
+                raise StateError(f'"{shown(entry.name)}" was replaced while it was packed')
+            if self._changes and self._own(fd, b"metacopy") is not None:
+                raise ImageError(f"{shown(entry.name)}: a change of an overlay mounted with metacopy")
+            entry.size = now.st_size
+            entry.xattrs = _written(fd)
+            self.out.add(entry)
+            left = entry.size
+            while left:
+                piece = os.read(fd, min(left, _PIECE))
+                if not piece:
+                    raise StateError(f'"{shown(entry.name)}" became shorter while it was packed')
+                self.out.data(piece)
+                left -= len(piece)
+            self.out.pad(entry.size)
+        finally:
+            os.close(fd)
 
 
-def _unbound(value: bytes) -> bytes:
-    """A file's capabilities without the user namespace that they are good in: version 2 of 3."""
-    if len(value) == 24 and value[3] == 3:
-        return value[:3] + b"\x02" + value[4:20]
-    return value
+def _written(target: int | bytes) -> dict[bytes, bytes]:
+    found = attributes.read_all(target)
+    return {name: attributes.portable(name, value) for name, value in found.items()}
 
 
-__all__ = ["Packed", "pack_changes", "pack_tree"]
+__all__ = ["Packed", "Shift", "pack_changes", "pack_here", "pack_tree"]

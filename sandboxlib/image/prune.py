@@ -132,8 +132,8 @@ def _take_out(store: Store, *, kept: set[str], only: set[str] | None) -> _Gone:
             size += os.stat(path).st_size
             blobs += 1
             os.rename(path, os.path.join(removed, f"blob-{os.urandom(8).hex()}"))
-    for key, diff_id, path in each_layer(store):
-        if goes(diff_id):
+    for key, chain_id, path in each_layer(store):
+        if goes(chain_id):
             size += _size(path)
             layers += 1
             os.rename(path, os.path.join(removed, f"{key}-{os.urandom(8).hex()}"))
@@ -159,12 +159,12 @@ def _finish(store: Store, gone: _Gone) -> Pruned:
 
 def owner_of(key: str, store: Store) -> Owner:
     """Who owns the layers in a folder of this name."""
-    if key in ("root", "single"):
+    if not key.startswith("range-"):
         return Owner("root" if key == "root" else "single")
     with open(os.path.join(store.path, "layers", key, "owner.json"), "rb") as file:
         maps = json.loads(file.read(1 << 16))
     uids, gids = (tuple(tuple(map(int, line)) for line in maps[name]) for name in ("uid_map", "gid_map"))
-    return Owner("range", uids, gids)  # type: ignore[arg-type]
+    return Owner("range", uids, gids)
 
 
 def each_blob(store: Store) -> Iterator[tuple[str, str]]:
@@ -176,7 +176,7 @@ def each_blob(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def each_layer(store: Store) -> Iterator[tuple[str, str, str]]:
-    """Each layer: its owner's key, its digest ("" for half of one), its folder."""
+    """Each layer: its owner's key, its chain ID ("" for half of one), its folder."""
     top = os.path.join(store.path, "layers")
     for key in os.listdir(top):
         for name in os.listdir(os.path.join(top, key)):

@@ -173,7 +173,7 @@ def _put_plain(
     """Put a layer there, uncompressed: how long it is has to be known before."""
     size = 0
     with store.open_blob(layer.digest) as blob, decompressed(blob) as stream:
-        while piece := stream.read():
+        while piece := stream.read(1 << 20):
             cancelled()
             size += len(piece)
     with store.open_blob(layer.digest) as blob, decompressed(blob) as stream:

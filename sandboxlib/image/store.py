@@ -280,7 +280,7 @@ class Store(Blobs):
 
     def needed(self, found: Descriptor) -> set[str]:
         """
-        The digests of all that an image or an index needs: documents, blobs, layers by what is in them.
+        The digests of all that an image or an index needs: documents, blobs, layers with those below them.
 
         Of an index only what is there counts.
 
@@ -296,14 +296,14 @@ class Store(Blobs):
             return digests
         digests |= {document.config.digest, *(layer.digest for layer in document.layers)}
         if document.config.media_type in model.CONFIGS and self.has(document.config.digest):
-            digests |= set(self.config(document).rootfs.diff_ids)
+            digests |= set(model.chain_ids(self.config(document).rootfs.diff_ids))
         return digests
 
     # ---- layers ---------------------------------------------------------------------------
 
-    def layer_folder(self, owner: Owner, diff_id: str) -> str:
+    def layer_folder(self, owner: Owner, chain_id: str) -> str:
         """Where the files of a layer are, or would be."""
-        return os.path.join(trees.folder(self, owner, diff_id), "fs")
+        return os.path.join(trees.folder(self, owner, chain_id), "fs")
 
     def unpack(
         self,

@@ -1,5 +1,8 @@
 """
-Layers that are unpacked: each once, by the digest of what is in it, for each way to own files.
+Layers that are unpacked: each once on the same layers below it, for each way to own files.
+
+A link to a file of another layer, or a folder that only another one describes, make what a layer
+unpacks to depend on what is below: so its name is the chain ID of the OCI.
 
 A layer is made under another name and renamed when it is whole. That it is on disk, and not only in
 memory, costs seconds to wait for; so it is noted in which boot it was made. If the machine stops
@@ -17,12 +20,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.errors import ImageError
 from sandboxlib.image import locks
 from sandboxlib.image.blobs import write_file
 from sandboxlib.image.locks import Cancelled
+from sandboxlib.image.model import chain_ids
 from sandboxlib.image.progress import Progress
 from sandboxlib.kernel.files import sync_filesystem
 
@@ -37,9 +41,9 @@ SETTLED = 90
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def folder(store: Store, owner: Owner, diff_id: str) -> str:
+def folder(store: Store, owner: Owner, chain_id: str) -> str:
     """Where a layer is, or would be: ``fs`` in it is its tree, ``layer.json`` what is known of it."""
-    return os.path.join(store.path, "layers", owner.key, diff_id.replace(":", "-"))
+    return os.path.join(store.path, "layers", owner.key, chain_id.replace(":", "-"))
 
 
 @lru_cache(1)
@@ -73,9 +77,8 @@ def unpack_all(
     """Unpack the layers that are missing, from the lowest; returns the folders, the topmost first."""
     for number in range(len(manifest.layers)):
         unpack_to(store, manifest, config, owner, number, cancelled, progress=progress)
-    paths = [store.layer_folder(owner, diff_id) for diff_id in reversed(config.rootfs.diff_ids)]
-    # An empty layer may be there several times.
-    return tuple(dict.fromkeys(paths))
+    chain = chain_ids(config.rootfs.diff_ids)
+    return tuple(store.layer_folder(owner, chain_id) for chain_id in reversed(chain))
 
 
 def unpack_to(
@@ -89,16 +92,30 @@ def unpack_to(
     progress: Callable[[Progress], object] | None = None,
 ) -> None:
     """Unpack layer *number* on top of those below it, which are unpacked."""
-    diff_ids = config.rootfs.diff_ids
-    lowers = [store.layer_folder(owner, diff_id) for diff_id in diff_ids[:number]][::-1]
-    layer = manifest.layers[number]
-    unpack_one(store, layer, diff_ids[number], owner, lowers, progress=progress, cancelled=cancelled)
+    chain = chain_ids(config.rootfs.diff_ids[: number + 1])
+    lowers = [store.layer_folder(owner, chain_id) for chain_id in reversed(chain[:-1])]
+    wanted = Wanted(manifest.layers[number], config.rootfs.diff_ids[number], chain[-1])
+    unpack_one(store, wanted, owner, lowers, progress=progress, cancelled=cancelled)
+
+
+class Wanted(NamedTuple):
+    """
+    A layer that is to be unpacked.
+
+    Attributes:
+        layer: What is in the store.
+        diff_id: The digest that it has uncompressed.
+        chain_id: What it is with those below it.
+    """
+
+    layer: Descriptor
+    diff_id: str
+    chain_id: str
 
 
 def unpack_one(
     store: Store,
-    layer: Descriptor,
-    diff_id: str,
+    wanted: Wanted,
     owner: Owner,
     lowers: Sequence[str],
     *,
@@ -106,7 +123,7 @@ def unpack_one(
     cancelled: Cancelled,
 ) -> None:
     """Unpack one layer on top of *lowers*, the topmost first, if it is not yet."""
-    path = folder(store, owner, diff_id)
+    path = folder(store, owner, wanted.chain_id)
     if found := known(path):
         _settle(store, path, found)
         return
@@ -122,13 +139,12 @@ def unpack_one(
             discard(store, path, owner)
         # Whoever prunes waits, so what he finds half done is nobody's.
         with store.growing(cancelled):
-            _make(store, layer, diff_id, owner, lowers, path, progress=progress, cancelled=cancelled)
+            _make(store, wanted, owner, lowers, path, progress=progress, cancelled=cancelled)
 
 
 def _make(
     store: Store,
-    layer: Descriptor,
-    diff_id: str,
+    wanted: Wanted,
     owner: Owner,
     lowers: Sequence[str],
     path: str,
@@ -137,6 +153,8 @@ def _make(
     cancelled: Cancelled,
 ) -> None:
     from sandboxlib.image.unpack import unpack
+
+    layer, diff_id, chain_id = wanted
 
     def tell(read: int) -> None:
         if progress is not None:
@@ -158,7 +176,13 @@ def _make(
                 f"what is in it has the digest {found.diff_id}, and the configuration says {diff_id}",
                 layer.digest,
             )
-        facts = {"diff_id": diff_id, "size": found.size, "files": found.files, "boot": boot()}
+        facts = {
+            "diff_id": diff_id,
+            "chain_id": chain_id,
+            "size": found.size,
+            "files": found.files,
+            "boot": boot(),
+        }
         with open(os.path.join(made, "layer.json"), "w", encoding="ascii") as file:
             json.dump(facts, file)
         os.rename(made, path)
@@ -227,4 +251,4 @@ def empty(store: Store, name: str, owner: Owner) -> None:
         os.close(fd)
 
 
-__all__ = ["boot", "discard", "empty", "folder", "known", "unpack_all", "unpack_one", "unpack_to"]
+__all__ = ["boot", "discard", "empty", "folder", "known", "unpack_all", "unpack_to"]

@@ -1,180 +1,147 @@
 """
-A layer, unpacked below a folder: decompressed, checked and written in one go.
+A layer unpacked into a folder, as overlayfs wants it.
 
-What inflates runs beside what writes: neither waits for the other, and Python lets go of its lock in both.
+Hostile layers are refused, or do in the folder what they like: nothing outside of it is ever
+written. What was made before a layer is refused stays; who asked removes the folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, NamedTuple
+import os
+from collections.abc import Callable, Sequence
 
-from sandboxlib.errors import ViolationError
-from sandboxlib.image.compression import decompressed
-from sandboxlib.image.extract import Extraction, Limits
-from sandboxlib.image.locks import Cancelled, never
+import attrs
+
+from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.image import removal
+from sandboxlib.image.compression import Readable
+from sandboxlib.image.extract import Extractor, Policy
+from sandboxlib.image.folders import Folders
 from sandboxlib.image.owner import Owner
-from sandboxlib.image.removal import remove_at
-from sandboxlib.image.tarstream import TarStream
+from sandboxlib.image.source import DEFAULT, Limits, Source, nothing
+from sandboxlib.image.tarstream import TarReader
 
-DEFAULT = Limits()
-#: What every layer may become, however little it was.
-_FREE = 64 << 20
-#: Pieces that wait between the two; of up to a mebibyte each.
-_AHEAD = 8
+_DEFAULT_POLICY = Policy()
 
 
-class Unpacked(NamedTuple):
+@attrs.frozen
+class Unpacked:
     """
-    What came of a layer.
+    A layer that has been unpacked.
 
     Attributes:
-        diff_id: The digest of the tar file.
-        size: Bytes of all files.
-        files: Entries.
-        dropped: Device nodes and extended attributes that were left out.
+        diff_id: Digest of the layer when it is not compressed.
+        size: Bytes of its files.
+        files: Entries, whiteouts and folders among them.
+        dropped: What was left out, as (what, how many): names of extended attributes that layers may
+            not have or that cannot be set here, ``device``, ``aufs``.
+        depends: Something was taken from the layers below (a folder's owner, a file that is linked
+            to, a link on the way): on others the same layer may become another tree.
     """
 
     diff_id: str
     size: int
     files: int
-    dropped: int
+    dropped: tuple[tuple[str, int], ...] = ()
+    depends: bool = False
 
 
 def unpack(
-    source: IO[bytes],
+    source: Readable,
     folder: int,
     owner: Owner,
     *,
     lowers: Sequence[int] = (),
     limits: Limits = DEFAULT,
-    progress: Callable[[int], object] | None = None,
-    cancelled: Cancelled = never,
+    policy: Policy = _DEFAULT_POLICY,
+    progress: Callable[[int], None] | None = None,
+    cancelled: Callable[[], None] = nothing,
 ) -> Unpacked:
     """
-    Unpack a layer.
+    Unpack a layer into an empty folder.
 
     Args:
-        source: Its file, plain or compressed by gzip or zstd.
-        folder: An open folder, empty, that becomes the root of the tree.
-        owner: Whose the files are to be.
-        lowers: The open roots of the layers below, the topmost first: for hard links to their files,
-            and for what folders look like that no entry describes.
-        limits: What it may be.
-        progress: Called with the number of bytes of *source* that were read.
-        cancelled: Called every now and then; what it raises ends it, with the folder half full.
+        source: The blob: plain, gzip or zstd, told by how it begins.
+        folder: Descriptor of the folder, borrowed.
+        owner: Whose the files become.
+        lowers: Descriptors of the layers below, topmost first, borrowed.
+        limits: What the layer may cost.
+        policy: What is made of setuid bits and devices.
+        progress: Called with the number of bytes of *source* that have been read until now.
+        cancelled: Called often; raises to give up.
 
     Raises:
-        ImageError: It is no tar file as it has to be.
-        ViolationError: It is hostile.
-        UnsupportedError: The owner has too few IDs, or no newuidmap.
-        KernelError: A system call failed.
-    """
-    if owner.kind == "range":
-        from sandboxlib.image.worker import unpack_inside
+        ViolationError: The layer is hostile, or exceeds a limit, which is named.
+        ImageError: It is damaged, or no tar archive.
+        UnsupportedError: An owner or a device that cannot be made here.
+        KernelError: The disk is full, or the like.
 
-        return unpack_inside(source, folder, owner, lowers, limits, progress, cancelled)
-    return unpack_here(source, folder, owner, lowers, limits, progress, cancelled)
+    Spec: image-spec layer.md.
+    """
+    if policy.devices == "make" and owner.kind != "root":
+        raise UnsupportedError("device nodes", "root", "leave them out, which is the default")
+    if owner.kind == "range":
+        from sandboxlib.image.apart import unpack_apart
+
+        options = {"limits": attrs.asdict(limits), "policy": attrs.asdict(policy)}
+        found = unpack_apart(source, folder, owner, lowers, options, progress, cancelled)
+        return Unpacked(**{**found, "dropped": tuple(map(tuple, found["dropped"]))})
+    return unpack_here(source, folder, owner, lowers, limits, policy, progress, cancelled)
 
 
 def unpack_here(
-    source: IO[bytes],
+    source: Readable,
     folder: int,
     owner: Owner,
     lowers: Sequence[int],
     limits: Limits,
-    progress: Callable[[int], object] | None,
-    cancelled: Cancelled,
+    policy: Policy,
+    progress: Callable[[int], None] | None,
+    cancelled: Callable[[], None],
 ) -> Unpacked:
-    """Do so with this process's own rights; arguments as `unpack`."""
-    found = hashlib.sha256()
-    extraction = Extraction(folder, owner, lowers, limits)
-    produced = 0
+    """Do the same in this process, which has the rights that *owner* needs."""
+    folders = Folders(folder, lowers, owner.marks, chown=owner.kind != "single")
     try:
-        with decompressed(source) as stream, _ahead(stream) as pieces:
-
-            def read() -> bytes:
-                nonlocal produced
-                piece = next(pieces, b"")
-                cancelled()
-                found.update(piece)
-                produced += len(piece)
-                if produced > _FREE + limits.ratio * stream.consumed:
-                    raise ViolationError(f"a layer becomes more than {limits.ratio} times what it was")
-                if produced > limits.size + (limits.entries << 12):
-                    raise ViolationError(f"a layer becomes more than {produced} bytes")
-                if progress is not None:
-                    progress(stream.consumed)
-                return piece
-
-            tar = TarStream(read)
-            for entry in tar:
-                extraction.add(entry, tar)
-        extraction.finish()
+        with Source(source, limits, progress=progress, cancelled=cancelled) as plain:
+            reader = TarReader(plain, limits)
+            extractor = Extractor(folders, plain, owner, policy)
+            for entry in reader:
+                extractor.make(entry, reader.data())
+            folders.finish()
+            return Unpacked(
+                plain.digest,
+                extractor.size,
+                reader.entries,
+                tuple(sorted(extractor.dropped.items())),
+                folders.below.used,
+            )
     finally:
-        extraction.close()
-    return Unpacked(f"sha256:{found.hexdigest()}", extraction.size, extraction.files, extraction.dropped)
-
-
-@contextmanager
-def _ahead(stream: decompressed) -> Iterator[Iterator[bytes]]:
-    """What *stream* holds, read by a thread of its own that is a few pieces ahead."""
-    pieces: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
-    over = threading.Event()
-
-    def run() -> None:
-        try:
-            while not over.is_set():
-                piece = stream.read()
-                pieces.put(piece)
-                if not piece:
-                    return
-        except BaseException as error:  # noqa: BLE001 - it is raised where the pieces are taken
-            pieces.put(error)
-
-    def take() -> Iterator[bytes]:
-        while piece := pieces.get():
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-
-    thread = threading.Thread(target=run, name="sandboxlib inflate", daemon=True)
-    thread.start()
-    try:
-        yield take()
-    finally:
-        over.set()
-        # It may wait for room: until it has seen that it is over, there is some.
-        while thread.is_alive():
-            try:
-                pieces.get(timeout=0.01)
-            except queue.Empty:
-                continue
-        thread.join()
+        folders.fds.close()
 
 
 def remove_tree(folder: int, name: str, owner: Owner) -> None:
     """
-    Remove a tree that was unpacked.
+    Remove *name* in an open folder, which is borrowed, with all that is below it.
 
-    Args:
-        folder: The open folder that it is in.
-        name: Its name there.
-        owner: Whose its files are.
+    A tree of subordinate ids is removed by a process that is root over these.
 
     Raises:
-        FileNotFoundError: It is not there.
+        KernelError: It cannot be removed; ENOENT: it is not there.
     """
     if owner.kind == "range":
-        from sandboxlib.image.worker import remove_inside
+        from sandboxlib.image.apart import remove_apart
 
-        remove_inside(folder, name, owner)
-        return
-    remove_at(folder, name.encode())
+        remove_apart(folder, name, owner)
+    else:
+        remove_here(folder, name)
 
 
-__all__ = ["DEFAULT", "Limits", "Unpacked", "remove_tree", "unpack"]
+def remove_here(folder: int, name: str) -> None:
+    """Do the same in this process, which has the rights that it takes. Raises: KernelError."""
+    try:
+        removal.remove(folder, os.fsencode(name))
+    except OSError as error:
+        raise KernelError(error.errno or 0, f'unlinkat({folder}, "{name}")', "remove a tree") from None
+
+
+__all__ = ["Limits", "Policy", "Unpacked", "remove_here", "remove_tree", "unpack", "unpack_here"]

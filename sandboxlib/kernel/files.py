@@ -1,4 +1,4 @@
-"""Files below a folder that is not trusted."""
+"""Files below a folder that is open, opened without a way to leave it."""
 
 from __future__ import annotations
 
@@ -9,40 +9,49 @@ import struct
 from sandboxlib.errors import KernelError
 from sandboxlib.kernel.syscall import syscall
 
-#: include/uapi/linux/openat2.h
-RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x02, 0x04, 0x08, 0x10
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
 _HOW = struct.Struct("=3Q")
-# Somebody's rename or mount unsettles the look at "..": openat2(2), EAGAIN.
-_TRIES = 100
+_AGAIN = 64
 
 
-def open_in_root(
-    top: int,
-    path: str | bytes,
-    flags: int,
-    mode: int = 0,
-    resolve: int = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+def openat2(
+    folder: int, path: bytes, flags: int, resolve: int = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 ) -> int:
     """
-    Open *path* as if the folder *top* were the root: no link leads out of it.
+    Open *path* below the open *folder*; the descriptor is the caller's.
 
-    Returns:
-        A descriptor, owned by the caller and closed on exec.
+    Never through a link such as those in /proc/self/fd, whatever *resolve* says.
 
     Raises:
-        KernelError: It cannot be opened.
+        KernelError: ELOOP: there is a symbolic link in the path; EXDEV: it leaves the folder.
 
     Kernel: openat2(2), Linux 5.6.
     """
-    raw = os.fsencode(path)
-    how = _HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
-    for _ in range(_TRIES):
+    how = _HOW.pack(flags | os.O_CLOEXEC, 0, resolve | RESOLVE_NO_MAGICLINKS)
+    name = path + b"\0"
+    shown = f'openat2({folder}, "{os.fsdecode(path)}", {flags:#o}, {resolve:#x})'
+    for _ in range(_AGAIN):
         try:
-            return syscall("openat2", top, raw + b"\0", how, _HOW.size, call=f"openat2({top}, {raw!r})")
+            return syscall("openat2", folder, name, how, _HOW.size, call=shown)
         except KernelError as error:
+            # Something was renamed anywhere on the machine while ".." was looked up.
             if error.errno != errno.EAGAIN:
                 raise
-    raise KernelError(errno.EAGAIN, f"openat2({top}, {raw!r})")
+    return syscall("openat2", folder, name, how, _HOW.size, call=shown)
+
+
+def open_in_root(folder: int, path: str | bytes, flags: int) -> int:
+    """
+    Open *path* as if the open *folder* were the root: links are followed, and none leads out.
+
+    Raises:
+        KernelError: It cannot be opened.
+    """
+    return openat2(folder, os.fsencode(path), flags, RESOLVE_IN_ROOT)
 
 
 def sync_filesystem(fd: int) -> None:
@@ -56,5 +65,6 @@ __all__ = [
     "RESOLVE_NO_MAGICLINKS",
     "RESOLVE_NO_SYMLINKS",
     "open_in_root",
+    "openat2",
     "sync_filesystem",
 ]

@@ -21,7 +21,7 @@ from sandboxlib.image.store import Store
 from sandboxlib.reference import Reference
 
 from images import layer, put, put_index, tree_of
-from layers import MINE, diff_id, entry, tar
+from tars import MINE, diff_id, entry, tar
 
 A, B = "docker.io/library/a:1", "docker.io/library/b:1"
 

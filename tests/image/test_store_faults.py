@@ -14,7 +14,7 @@ import pytest
 from sandboxlib.image.store import Store
 
 from images import layer, put
-from layers import MINE
+from tars import MINE
 
 TESTS = Path(__file__).parent.parent
 
@@ -22,7 +22,7 @@ WRITER = """
 import os, sys
 sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from images import layer, put
-from layers import MINE
+from tars import MINE
 from sandboxlib.image.store import Store
 store = Store(sys.argv[2])
 seed = int(sys.argv[3])

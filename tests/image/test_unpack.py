@@ -1,364 +1,650 @@
-"""Layers are unpacked as the specification and other engines understand them."""
+"""Layers as tools write them become the trees that they mean."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
 import stat
-import tarfile
-import zlib
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from sandboxlib.errors import ImageError
 from sandboxlib.image.compression import compressed, decompressed
-from sandboxlib.image.extract import Limits
+from sandboxlib.image.owner import Owner
+from sandboxlib.image.unpack import Policy, remove_tree, unpack
 
-from layers import (
-    END,
-    MINE,
-    diff_id,
-    entry,
-    folder,
-    link,
-    listing,
-    pax,
-    raw_entry,
-    symlink,
-    tar,
-    unpacked,
-    zipped,
+import layers
+import users
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+pytestmark = [pytest.mark.leaks]
+
+SECOND = 10**9
+
+
+def source(tmp_path: Path) -> Path:
+    """A tree with something of everything that a plain user can make."""
+    top = tmp_path / "source"
+    (top / "a" / "b").mkdir(parents=True)
+    (top / "a" / "b" / "f").write_bytes(b"text" * 1000)
+    (top / "a" / "b").chmod(0o2750)
+    (top / "link").symlink_to("a/b/f")
+    (top / "away").symlink_to("/etc/passwd")
+    os.link(top / "a" / "b" / "f", top / "zlink")
+    os.mkfifo(top / "fifo", 0o640)
+    (top / "empty").touch(0o4755)
+    (top / "empty").chmod(0o4755)
+    (top / ("n" * 200)).mkdir()
+    (top / ("n" * 200) / ("m" * 120)).write_text("far")
+    (top / ("n" * 200) / "l").symlink_to("t" * 150)
+    Path(os.fsdecode(os.fsencode(top) + b"/\xff\xfe")).touch()
+    with (top / "holes").open("wb") as file:
+        for at in (0, 1 << 20, 5 << 20):
+            file.seek(at)
+            file.write(b"data" * 1024)
+        file.truncate(9 << 20)
+    for parent, folders, files in os.walk(top):
+        for name in (*folders, *files):
+            os.utime(os.path.join(parent, name), ns=(0, 1_234_567_890 * SECOND), follow_symlinks=False)
+    return top
+
+
+def gnu_tar(top: Path, *options: str) -> bytes:
+    command = ["tar", "-C", str(top), *options, "-cf", "-", "."]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+@pytest.mark.parametrize("holes", ["", "0.0", "0.1", "1.0"])
+def test_what_gnu_tar_packs_comes_out_the_same(tmp_path: Path, form: str, holes: str) -> None:
+    top = source(tmp_path)
+    os.chown(top / "a", 3_000_000_000, 70_000)
+    options = [f"--format={form}", *(["--sparse", f"--sparse-version={holes}"] if holes else [])]
+    data = gnu_tar(top, *options)
+    done = layers.unpacked(tmp_path / "out", data)
+    assert layers.tree(tmp_path / "out") == layers.tree(top)
+    assert (tmp_path / "out/zlink").samefile(tmp_path / "out/a/b/f")
+    assert done.diff_id == layers.digest(data)
+    assert (done.dropped, done.depends) == ((), False)
+    if holes:
+        assert (tmp_path / "out/holes").stat().st_blocks * 512 < 1 << 20
+
+
+def _gzip_members(data: bytes) -> bytes:
+    return b"".join(gzip.compress(data[at : at + 5000]) for at in range(0, len(data), 5000))
+
+
+def _zstd_frames(data: bytes) -> bytes:
+    skippable = b"\x53\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+    return skippable + zstd.compress(data[:5000]) + skippable + zstd.compress(data[5000:]) + skippable
+
+
+def _sink(kind: str) -> Callable[[bytes], bytes]:
+    def pack(data: bytes) -> bytes:
+        out = io.BytesIO()
+        sink = compressed(out.write, kind)  # type: ignore[arg-type]
+        sink.write(data)
+        sink.close()
+        sink.close()
+        assert (sink.size, sink.digest) == (len(out.getvalue()), layers.digest(out.getvalue()))
+        return out.getvalue()
+
+    return pack
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        gzip.compress,
+        _gzip_members,
+        zstd.compress,
+        _zstd_frames,
+        _sink("gzip"),
+        _sink("zstd"),
+        _sink("none"),
+        lambda data: gzip.compress(data) + bytes(1000),
+        lambda data: gzip.compress(data) + b"rest",
+    ],
 )
+def test_blobs_are_inflated_whatever_they_are_compressed_with(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    data = layers.layer(layers.file(b"f", os.urandom(3 << 20)), layers.file(b"zeros", bytes(5 << 20)))
+    blob = pack(data)
+    done = layers.unpacked(tmp_path / "out", blob, layers.SINGLE)
+    assert (done.diff_id, done.size, done.files) == (layers.digest(data), 8 << 20, 2)
+    assert decompressed(io.BytesIO(blob)).read() == data
 
-MARK = MINE.marks + "opaque"
+
+def test_the_digest_is_of_all_bytes_those_after_the_end_too(tmp_path: Path) -> None:
+    data = layers.layer(layers.file(b"f", b"1")) + bytes(9000) + b"anything"
+    assert layers.unpacked(tmp_path / "out", data, layers.SINGLE).diff_id == layers.digest(data)
 
 
-def is_whiteout(path: Path) -> bool:
-    found = path.lstat()
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+@pytest.mark.parametrize("data", [b"", bytes(512), bytes(1024), bytes(10240)])
+def test_an_empty_layer_is_one(tmp_path: Path, data: bytes) -> None:
+    done = layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert (done.files, done.size, os.listdir(tmp_path / "out")) == (0, 0, [])
 
 
-def marks(path: Path) -> bytes | None:
+def test_a_layer_may_end_without_zeros(tmp_path: Path) -> None:
+    layers.unpacked(tmp_path / "out", layers.file(b"f", b"1"), layers.SINGLE)
+    assert (tmp_path / "out/f").read_bytes() == b"1"
+
+
+def test_progress_is_told_up_to_the_blobs_size(tmp_path: Path) -> None:
+    blob = gzip.compress(layers.layer(layers.file(b"f", os.urandom(4 << 20))))
+    told: list[int] = []
+    layers.unpacked(tmp_path / "out", blob, layers.SINGLE, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == len(blob)
+
+
+# --- names and numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, path",
+    [
+        (b"/etc/f", "etc/f"),
+        (b"./etc/./f", "etc/f"),
+        (b"etc//f/", "etc/f"),
+        (b".//f", "f"),
+    ],
+)
+def test_names_begin_at_the_root_of_the_layer(tmp_path: Path, name: bytes, path: str) -> None:
+    layers.unpacked(tmp_path / "out", layers.layer(layers.file(name, b"1")), layers.SINGLE)
+    assert (tmp_path / "out" / path).read_bytes() == b"1"
+
+
+def test_extended_headers_say_more_than_plain_ones(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.pax({b"mtime": b"1000.5", b"comment": b"c"}, b"g"),
+        layers.pax({b"path": b"d/" + b"x" * 200, b"mtime": b"12.000000789", b"hdrcharset": b"BINARY"}),
+        layers.file(b"short", b"1"),
+        layers.file(b"second", b"2"),
+        layers.pax({b"mtime": b"", b"path": b"\xff"}),
+        layers.file(b"third", b"3", mtime=77),
+        layers.pax({b"mtime": b"-1.5"}),
+        layers.file(b"old", b""),
+        layers.pax({b"mtime": b""}, b"g"),
+        layers.file(b"fourth", b"", mtime=78),
+    )
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    times = {path: state[3] for path, state in layers.tree(tmp_path / "out").items()}
+    assert times == {
+        "d": 12 * SECOND + 789,
+        "d/" + "x" * 200: 12 * SECOND + 789,
+        "second": 1000 * SECOND + SECOND // 2,
+        "\udcff": 77 * SECOND,
+        "old": -1 * SECOND - SECOND // 2,
+        "fourth": 78 * SECOND,
+    }
+
+
+def test_gnu_headers_for_long_names(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.long_name(b"d/" + b"n" * 230),
+        layers.long_name(b"t" * 300, b"K"),
+        layers.header(b"cut", b"2", target=b"cut", magic=b"ustar  \0"),
+    )
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert os.readlink(tmp_path / "out/d" / ("n" * 230)) == "t" * 300
+
+
+def test_prefixes_of_ustar_and_star(tmp_path: Path) -> None:
+    star = bytearray(layers.header(b"f", prefix=b"p" * 131 + b"\0" * 32 + b"tar\0"))
+    data = layers.layer(
+        bytes(star),
+        layers.file(b"g", prefix=b"q/r"),
+        layers.header(b"h", prefix=b"not a prefix", magic=b"ustar  \0"),
+    )
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert {path for path, state in layers.tree(tmp_path / "out").items() if str(state[0])[:4] == "0o10"} == {
+        "p" * 131 + "/f",
+        "q/r/g",
+        "h",
+    }
+
+
+def test_a_header_without_a_type_is_a_file_or_a_folder(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.header(b"d/", b"\0", magic=b"", mode=0o711), layers.header(b"f", b"\0", magic=b"")
+    )
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert stat.filemode((tmp_path / "out/d").stat().st_mode) == "drwx--x--x"
+    assert (tmp_path / "out/f").is_file()
+
+
+def test_a_checksum_of_signed_bytes_is_one(tmp_path: Path) -> None:
+    plain = layers.header(b"\xff\xfe")
+    signed = sum(byte - 256 if byte > 127 else byte for byte in plain[:148] + b" " * 8 + plain[156:])
+    data = layers.layer(layers.header(b"\xff\xfe", checksum=b"%06o\0 " % signed))
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"\xff\xfe"]
+
+
+@pytest.mark.root
+def test_huge_ids_in_both_forms(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.file(b"gnu", uid=layers.base256(3_000_000_000, 8), gid=layers.base256(5, 8)),
+        layers.pax({b"uid": b"3000000001", b"gid": b"4294967294"}),
+        layers.file(b"pax"),
+        layers.file(b"octal", uid=0o7777777),
+    )
+    layers.unpacked(tmp_path / "out", data)
+    owners = {path: state[1:3] for path, state in layers.tree(tmp_path / "out").items()}
+    assert owners == {
+        "gnu": (3_000_000_000, 5),
+        "pax": (3_000_000_001, 4_294_967_294),
+        "octal": (2_097_151, 0),
+    }
+
+
+@pytest.mark.parametrize("mtime", [layers.base256(-5, 12), layers.base256(1 << 70, 12), b"77777777777 "])
+def test_times_beyond_what_a_disk_keeps_are_taken(tmp_path: Path, mtime: bytes) -> None:
+    if mtime == layers.base256(1 << 70, 12):
+        with pytest.raises(ImageError, match="the time is too large"):
+            layers.unpacked(tmp_path / "out", layers.layer(layers.file(b"f", mtime=mtime)), layers.SINGLE)
+        return
+    layers.unpacked(tmp_path / "out", layers.layer(layers.file(b"f", mtime=mtime)), layers.SINGLE)
+
+
+# --- what comes in place of what ----------------------------------------------------------------------
+
+
+def test_a_later_entry_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.file(b"a", b"1"),
+        layers.file(b"a", b"2"),
+        layers.folder(b"b"),
+        layers.file(b"b/deep/er/f", b"1"),
+        layers.file(b"b", b"2"),
+        layers.symlink(b"c", b"a"),
+        layers.file(b"c", b"3"),
+        layers.file(b"d", b"1"),
+        layers.folder(b"d", 0o700),
+        layers.file(b"d/f", b"4"),
+        layers.folder(b"e"),
+        layers.file(b"e/kept", b"5"),
+        layers.folder(b"e", 0o711),
+        layers.link(b"g", b"a"),
+        layers.link(b"g", b"g"),
+    )
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    found = {path: state[4] for path, state in layers.tree(tmp_path / "out").items()}
+    assert found == {
+        "a": b"2", "b": b"2", "c": b"3", "d": b"", "d/f": b"4", "e": b"", "e/kept": b"5", "g": b"2",
+    }  # fmt: skip
+    assert (tmp_path / "out/e").stat().st_mode & 0o777 == 0o711
+
+
+def test_links_among_the_folders_are_followed_within_the_layer(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.folder(b"usr/lib"),
+        layers.symlink(b"lib", b"usr/lib"),
+        layers.symlink(b"abs", b"/usr/./lib/.."),
+        layers.symlink(b"up", b"../../../usr"),
+        layers.file(b"lib/a", b"1"),
+        layers.file(b"abs/b", b"2"),
+        layers.file(b"up/lib/c", b"3"),
+        # And once more when the link means another folder.
+        layers.symlink(b"lib", b"usr"),
+        layers.file(b"lib/d", b"4"),
+    )
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert sorted(path for path in layers.tree(tmp_path / "out") if "usr/" in path) == [
+        "usr/b",
+        "usr/d",
+        "usr/lib",
+        "usr/lib/a",
+        "usr/lib/c",
+    ]
+
+
+def test_folders_get_their_modes_and_times_when_all_is_in_them(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.folder(b"./", 0o711, mtime=5),
+        layers.folder(b"d", 0o500, mtime=6),
+        layers.folder(b"d/e", 0o000, mtime=7),
+        layers.file(b"d/e/f", b"1", mode=0, mtime=8),
+    )
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    out = tmp_path / "out"
+    assert (out.stat().st_mode & 0o777, out.stat().st_mtime) == (0o711, 5)
+    assert ((out / "d").stat().st_mode & 0o777, (out / "d").stat().st_mtime) == (0o500, 6)
+    assert ((out / "d/e").stat().st_mode & 0o777, (out / "d/e").stat().st_mtime) == (0, 7)
+    with layers.opened(tmp_path) as (fd,):
+        remove_tree(fd, "out", layers.SINGLE)
+    assert not out.exists()
+
+
+# --- on layers below ----------------------------------------------------------------------------------
+
+
+def mark(owner_marks: str, path: Path) -> bytes | None:
     try:
-        return os.getxattr(path, MARK)
-    except OSError:
+        return os.getxattr(path, f"{owner_marks}opaque")
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
         return None
 
 
-# ---- kinds of entries -------------------------------------------------------------------------------
+@pytest.mark.root
+@pytest.mark.parametrize("owner", [layers.ROOT, layers.SINGLE], ids=lambda owner: owner.kind)
+def test_whiteouts_are_those_of_overlayfs(tmp_path: Path, owner: Owner) -> None:
+    entries = [
+        layers.file(b"d/.wh.gone"),
+        layers.file(b"d/kept", b"1"),
+        layers.file(b"d/.wh..wh..opq"),
+        layers.file(b"e/.wh.f"),
+    ]
+    for number, order in enumerate((entries, entries[::-1])):
+        out = tmp_path / str(number)
+        layers.unpacked(out, layers.layer(*order), owner)
+        assert (out / "d/kept").read_bytes() == b"1"
+        for path in (out / "d/gone", out / "e/f"):
+            state = path.lstat()
+            assert (stat.S_ISCHR(state.st_mode), state.st_rdev) == (True, 0)
+        assert (mark(owner.marks, out / "d"), mark(owner.marks, out / "e")) == (b"y", None)
 
 
-def test_files_folders_and_links(tmp_path: Path) -> None:
-    raw = tar(
-        folder("a/", 0o750, mtime=1_600_000_000),
-        entry("a/file", b"text", mode=0o640),
-        symlink("a/soft", "../b"),
-        link("a/hard", "a/file"),
-        entry("./b", b"other", mode=0o600),
-        entry("deep/without/folders", b"x"),
-        entry("pipe", type=tarfile.FIFOTYPE),
-    )
-    found = unpacked(tmp_path / "top", raw)
-    top = tmp_path / "top"
-    assert found.diff_id == diff_id(raw)
-    assert (found.files, found.size) == (7, 10)
-    assert (top / "a/file").read_bytes() == b"text"
-    assert (top / "a/file").samefile(top / "a/hard")
-    assert os.readlink(top / "a/soft") == "../b"
-    assert stat.S_IMODE((top / "a").stat().st_mode) == 0o750
-    assert stat.S_IMODE((top / "a/file").stat().st_mode) == 0o640
-    # A folder's time is that of its entry, not of the last file in it.
-    assert (top / "a").stat().st_mtime == 1_600_000_000
-    assert stat.S_IMODE((top / "deep/without").stat().st_mode) == 0o755
-    assert stat.S_ISFIFO((top / "pipe").stat().st_mode)
+def test_a_whiteout_does_not_reach_what_is_in_its_own_layer(tmp_path: Path) -> None:
+    entries = [
+        layers.file(b".wh.f"),
+        layers.file(b"f", b"1"),
+        layers.file(b".wh.d"),
+        layers.folder(b"d"),
+        layers.file(b"d/x", b"2"),
+        layers.file(b"p/.wh.q"),
+        layers.file(b"p/q/r", b"3"),
+    ]
+    for number, order in enumerate((entries, entries[::-1])):
+        out = tmp_path / str(number)
+        layers.unpacked(out, layers.layer(*order), layers.SINGLE)
+        found = {path: state[4] for path, state in layers.tree(out).items()}
+        assert found == {"f": b"1", "d": b"", "d/x": b"2", "p": b"", "p/q": b"", "p/q/r": b"3"}
+        # What is below the folders does not show through.
+        assert (mark("user.overlay.", out / "d"), mark("user.overlay.", out / "p/q")) == (b"y", b"y")
 
 
 @pytest.mark.root
-def test_root_keeps_owners_however_large(tmp_path: Path) -> None:
-    raw = tar(
-        entry("a", uid=1000, gid=2000),
-        entry("huge", uid=4_000_000_000, gid=3_000_000_000),
-        folder("d", uid=5),
-    )
-    unpacked(tmp_path / "top", raw)
-    found = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in (tmp_path / "top").iterdir()}
-    assert found == {"a": (1000, 2000), "huge": (4_000_000_000, 3_000_000_000), "d": (5, 0)}
+@pytest.mark.overlay
+def test_a_layer_hides_all_that_is_below(tmp_path: Path) -> None:
+    below = layers.layer(layers.file(b"a/b/f"), layers.file(b"c/d"), layers.file(b"e"), layers.file(b"g"))
+    above = layers.layer(layers.file(b"c/new"), layers.file(b".wh..wh..opq"), layers.file(b"e", b"1"))
+    layers.unpacked(tmp_path / "1", below)
+    assert layers.unpacked(tmp_path / "2", above, lowers=[tmp_path / "1"]).depends
+    (tmp_path / "merged").mkdir()
+    options = f"lowerdir={tmp_path / '2'}:{tmp_path / '1'}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(tmp_path / "merged")], check=True)
+    try:
+        found = {path: state[4] for path, state in layers.tree(tmp_path / "merged").items()}
+    finally:
+        subprocess.run(["umount", str(tmp_path / "merged")], check=True)
+    assert found == {"c": b"", "c/new": b"", "e": b"1"}
+
+
+def test_marks_of_aufs_are_left_out_and_counted(tmp_path: Path) -> None:
+    data = layers.layer(layers.folder(b".wh..wh.plnk"), layers.file(b".wh..wh.plnk/1.2"), layers.file(b"f"))
+    done = layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert (done.dropped, os.listdir(tmp_path / "out")) == ((("aufs", 2),), ["f"])
 
 
 @pytest.mark.root
-def test_setuid_bits_and_capabilities_outlive_the_owner(tmp_path: Path) -> None:
-    value = b"\1\0\0\2" + b"\0\4\0\0" + bytes(12)
-    raw = (
-        pax(SCHILY__xattr__security__capability=value)
-        + raw_entry(b"ping", b"x", mode=0o755)
-        + tar(entry("su", b"x", mode=0o4755, uid=1, gid=2))
+def test_a_folder_that_no_entry_names_is_the_one_below(tmp_path: Path) -> None:
+    first = layers.layer(
+        layers.folder(b"opt", 0o750, uid=7, gid=8, mtime=50), layers.folder(b"opt/app", 0o1777, uid=9)
     )
-    unpacked(tmp_path / "top", raw)
-    assert stat.S_IMODE((tmp_path / "top/su").stat().st_mode) == 0o4755
-    assert os.getxattr(tmp_path / "top/ping", "security.capability") == value
-    unpacked(tmp_path / "plain", raw, limits=Limits(setuid=False))
-    assert stat.S_IMODE((tmp_path / "plain/su").stat().st_mode) == 0o755
-
-
-def test_names_need_not_be_text(tmp_path: Path) -> None:
-    raw = pax(path=b"caf\xe9/\xff\xfe") + raw_entry(b"x", b"1") + raw_entry(b"\x80\n", b"2") + END
-    unpacked(tmp_path / "top", raw)
-    assert set(os.listdir(os.fsencode(tmp_path / "top"))) == {b"caf\xe9", b"\x80\n"}
-    assert os.listdir(os.fsencode(tmp_path / "top") + b"/caf\xe9") == [b"\xff\xfe"]
-
-
-@pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names_in_each_format(tmp_path: Path, format_: int) -> None:
-    name = "/".join(["folder-of-some-length"] * 6) + "/file"
-    entries = [entry(name, b"x")]
-    long = "/".join(["n" * 200] * 3)
-    if format_ != tarfile.USTAR_FORMAT:
-        entries += [entry(long, b"y"), symlink("soft", long), link("hard", long)]
-    unpacked(tmp_path / "top", tar(*entries, format=format_))
-    assert (tmp_path / "top" / name).read_bytes() == b"x"
-    if format_ != tarfile.USTAR_FORMAT:
-        assert (tmp_path / "top/hard").read_bytes() == b"y"
-        assert os.readlink(tmp_path / "top/soft") == long
-
-
-def test_fractions_of_seconds_and_times_before_1970(tmp_path: Path) -> None:
-    raw = pax(mtime=b"1700000000.123456789") + raw_entry(b"a") + pax(mtime=b"-5.5") + raw_entry(b"b") + END
-    unpacked(tmp_path / "top", raw)
-    assert (tmp_path / "top/a").stat().st_mtime_ns == 1_700_000_000_123_456_789
-    assert (tmp_path / "top/b").stat().st_mtime_ns == -5_500_000_000
-
-
-@pytest.mark.parametrize("kind", ["0.0", "0.1", "1.0", "gnu"])
-def test_sparse_files(tmp_path: Path, kind: str) -> None:
-    size, first, second = 3 << 20, b"begin" * 100, b"end" * 100
-    pieces = [(0, len(first)), (size - len(second), len(second))]
-    data = first + second
-    text = ",".join(f"{offset},{length}" for offset, length in pieces).encode()
-    if kind == "gnu":
-        head = bytearray(raw_entry(b"file", data, b"S")[:512])
-        for number, (offset, length) in enumerate(pieces):
-            head[386 + 24 * number : 410 + 24 * number] = b"%011o\0%011o\0" % (offset, length)
-        head[483:495] = b"%011o\0" % size
-        head[148:156] = b"        "
-        head[148:156] = b"%06o\0 " % sum(head)
-        raw = bytes(head) + data + bytes(-len(data) % 512)
-    elif kind == "0.0":
-        records = b""
-        for key, value in [
-            ("GNU.sparse.size", size),
-            *[
-                pair
-                for piece in pieces
-                for pair in (("GNU.sparse.offset", piece[0]), ("GNU.sparse.numbytes", piece[1]))
-            ],
-        ]:
-            rest = f" {key}={value}\n".encode()
-            records += str(len(rest) + 2).encode() + rest
-        raw = raw_entry(b"pax", records, b"x") + raw_entry(b"file", data)
-    elif kind == "0.1":
-        raw = pax(
-            GNU__sparse__size=b"%d" % size, GNU__sparse__map=text, GNU__sparse__name=b"file"
-        ) + raw_entry(b"GNUSparseFile.0/file", data)
-    else:
-        numbers = [len(pieces), *(number for piece in pieces for number in piece)]
-        table = b"".join(b"%d\n" % number for number in numbers)
-        data = table + bytes(-len(table) % 512) + data
-        raw = pax(
-            GNU__sparse__major=b"1",
-            GNU__sparse__minor=b"0",
-            GNU__sparse__name=b"file",
-            GNU__sparse__realsize=b"%d" % size,
-        ) + raw_entry(b"GNUSparseFile.0/file", data)
-    unpacked(tmp_path / "top", raw + END)
-    content = (tmp_path / "top/file").read_bytes()
-    assert content == first + bytes(size - len(first) - len(second)) + second
-    assert (tmp_path / "top/file").stat().st_blocks * 512 < size // 2
-
-
-def test_what_gnu_tar_makes(tmp_path: Path) -> None:
-    import subprocess
-
-    source = tmp_path / "source"
-    (source / "a/b").mkdir(parents=True)
-    (source / "a/b/file").write_text("x" * 5000)
-    (source / ("long" * 50)).write_text("long")
-    with open(source / "hole", "wb") as file:
-        file.truncate(1 << 20)
-        file.seek(1 << 19)
-        file.write(b"middle")
-    os.link(source / "a/b/file", source / "linked")
-    for options in (["--format=gnu", "--sparse"], ["--format=posix", "--sparse"], ["--format=oldgnu"]):
-        made = subprocess.run(["tar", "-C", source, *options, "-c", "."], capture_output=True, check=True)
-        top = tmp_path / options[0]
-        unpacked(top, made.stdout)
-        assert subprocess.run(["diff", "-r", source, top], check=False).returncode == 0
-        assert (top / "linked").samefile(top / "a/b/file")
-
-
-# ---- changes ----------------------------------------------------------------------------------------
-
-
-def test_whiteouts_and_opaque_folders(tmp_path: Path) -> None:
-    raw = tar(
-        entry(".wh.gone"),
-        folder("new"),
-        entry("new/.wh..wh..opq"),
-        entry("new/inside", b"x"),
-        entry("implied/.wh.also"),
-        entry(".wh..wh.plnk"),
-        entry(".wh.replaced"),
-        folder("replaced"),
-        entry("kept", b"here"),
-        entry(".wh.kept"),
-        folder("both"),
-        entry("both/file", b"x"),
-        entry(".wh.both"),
+    second = layers.layer(layers.folder(b"other"))
+    layers.unpacked(tmp_path / "1", first)
+    layers.unpacked(tmp_path / "2", second)
+    done = layers.unpacked(
+        tmp_path / "3",
+        layers.layer(layers.file(b"opt/app/new/f", mtime=60)),
+        lowers=[tmp_path / "2", tmp_path / "1"],
     )
-    unpacked(tmp_path / "top", raw)
-    top = tmp_path / "top"
-    assert is_whiteout(top / "gone")
-    assert is_whiteout(top / "implied/also")
-    assert marks(top / "new") == b"y"
-    assert (top / "new/inside").read_bytes() == b"x"
-    # A folder in place of what was taken away shows nothing of that.
-    assert marks(top / "replaced") == b"y"
-    # Taken away is what is below; what this layer has itself stays.
-    assert (top / "kept").read_bytes() == b"here"
-    assert (marks(top / "both"), (top / "both/file").exists()) == (b"y", True)
-    assert not [name for name in os.listdir(top) if name.startswith(".wh.")]
+    found = {path: state[:4] for path, state in layers.tree(tmp_path / "3").items()}
+    assert found == {
+        "opt": ("0o40750", 7, 8, 50 * SECOND),
+        "opt/app": ("0o41777", 9, 0, 1_000_000_000 * SECOND),
+        "opt/app/new": ("0o40755", 0, 0, 60 * SECOND),
+        "opt/app/new/f": ("0o100644", 0, 0, 60 * SECOND),
+    }
+    assert done.depends
 
 
-def test_later_entries_take_the_place_of_earlier_ones(tmp_path: Path) -> None:
-    raw = tar(
-        entry("a", b"first"),
-        entry("a", b"second"),
-        folder("b"),
-        entry("b/file"),
-        entry("b", b"now a file"),
-        entry("c", b"file"),
-        folder("c", 0o711),
-        entry("c/file", b"x"),
-        folder("d"),
-        entry("d/kept", b"x"),
-        folder("d", 0o700),
+@pytest.mark.root
+def test_a_link_in_a_layer_below_is_followed(tmp_path: Path) -> None:
+    layers.unpacked(
+        tmp_path / "1", layers.layer(layers.folder(b"usr/lib", 0o700), layers.symlink(b"lib", b"usr/lib"))
     )
-    unpacked(tmp_path / "top", raw)
-    found = listing(tmp_path / "top")
-    assert found["a"] == ("-", "second")
-    assert found["b"] == ("-", "now a file")
-    assert found["c/file"] == ("-", "x")
-    assert found["d/kept"] == ("-", "x")
-    assert stat.S_IMODE((tmp_path / "top/d").stat().st_mode) == 0o700
-
-
-def test_links_to_files_of_layers_below(tmp_path: Path) -> None:
-    unpacked(
-        tmp_path / "low", tar(entry("bin/tool", b"program", mode=0o755), entry("gone", b"x"), folder("d"))
+    layers.unpacked(tmp_path / "2", layers.layer(layers.file(b"lib/x", b"1")), lowers=[tmp_path / "1"])
+    assert sorted(layers.tree(tmp_path / "2")) == ["usr", "usr/lib", "usr/lib/x"]
+    assert (tmp_path / "2/usr/lib").stat().st_mode & 0o777 == 0o700
+    # But a folder in its place is one.
+    layers.unpacked(
+        tmp_path / "3",
+        layers.layer(layers.folder(b"lib"), layers.file(b"lib/x", b"1")),
+        lowers=[tmp_path / "1"],
     )
-    unpacked(tmp_path / "mid", tar(entry(".wh.gone")))
-    lowers = [tmp_path / "mid", tmp_path / "low"]
-    unpacked(tmp_path / "top", tar(link("bin/other", "bin/tool")), lowers=lowers)
-    top = tmp_path / "top"
-    assert (top / "bin/other").read_bytes() == b"program"
-    assert (top / "bin/other").samefile(top / "bin/tool")
-    assert stat.S_IMODE((top / "bin/tool").stat().st_mode) == 0o755
-    with pytest.raises(ImageError, match="which is not there"):
-        unpacked(tmp_path / "bad", tar(link("x", "gone")), lowers=lowers)
-    with pytest.raises(ImageError, match="which is not there"):
-        unpacked(tmp_path / "bad", tar(link("x", "nowhere")), lowers=lowers)
+    assert sorted(layers.tree(tmp_path / "3")) == ["lib", "lib/x"]
 
 
-def test_folders_that_no_entry_describes_are_as_below(tmp_path: Path) -> None:
-    unpacked(
-        tmp_path / "low",
-        tar(
-            folder("var", 0o711),
-            folder("var/secret", 0o700),
-            symlink("lib", "usr/lib"),
-            folder("usr/lib", 0o750),
+@pytest.mark.root
+def test_what_is_hidden_below_is_not_found(tmp_path: Path) -> None:
+    layers.unpacked(
+        tmp_path / "1",
+        layers.layer(layers.folder(b"a", 0o700), layers.folder(b"b/c", 0o700), layers.folder(b"d", 0o700)),
+    )
+    layers.unpacked(
+        tmp_path / "2",
+        layers.layer(layers.file(b".wh.a"), layers.file(b"b/.wh..wh..opq"), layers.file(b"d")),
+        lowers=[tmp_path / "1"],
+    )
+    data = layers.layer(layers.file(b"a/f"), layers.file(b"b/c/f"), layers.file(b"d/f"))
+    layers.unpacked(tmp_path / "3", data, lowers=[tmp_path / "2", tmp_path / "1"])
+    assert {(tmp_path / "3" / path).stat().st_mode & 0o777 for path in ("a", "b/c", "d")} == {0o755}
+
+
+@pytest.mark.root
+def test_a_hard_link_to_a_file_below_brings_it_up(tmp_path: Path) -> None:
+    layers.unpacked(
+        tmp_path / "1",
+        layers.layer(
+            layers.folder(b"d", 0o710, uid=3),
+            layers.pax({b"SCHILY.xattr.user.k": b"v"}),
+            layers.file(b"d/f", b"1" * 3_000_000, mode=0o4755, uid=5, gid=6, mtime=9),
+            layers.symlink(b"d/s", b"nowhere", uid=4),
         ),
     )
-    raw = tar(entry("var/secret/new", b"x"), entry("lib/module", b"x"), entry("fresh/new", b"x"))
-    unpacked(tmp_path / "top", raw, lowers=[tmp_path / "low"])
-    top = tmp_path / "top"
-    assert stat.S_IMODE((top / "var").stat().st_mode) == 0o711
-    assert stat.S_IMODE((top / "var/secret").stat().st_mode) == 0o700
-    assert stat.S_IMODE((top / "fresh").stat().st_mode) == 0o755
-    # The link is below: it is followed, and not covered by a folder.
-    assert not (top / "lib").exists()
-    assert (top / "usr/lib/module").read_bytes() == b"x"
-    assert stat.S_IMODE((top / "usr/lib").stat().st_mode) == 0o750
+    data = layers.layer(layers.link(b"x", b"d/f"), layers.link(b"y", b"/d/f"), layers.link(b"z", b"d/s"))
+    layers.unpacked(tmp_path / "2", data, lowers=[tmp_path / "1"])
+    one, two = layers.tree(tmp_path / "1"), layers.tree(tmp_path / "2")
+    assert two["x"] == two["y"] == two["d/f"] == one["d/f"]
+    assert two["z"] == two["d/s"] == one["d/s"]
+    assert two["d"][:3] == one["d"][:3]
+    assert (tmp_path / "2/x").stat().st_nlink == 3
+    assert os.getxattr(tmp_path / "2/x", "user.k") == b"v"
+    assert (tmp_path / "1/d/f").stat().st_nlink == 1
 
 
-def test_a_link_of_the_layer_itself_is_followed_too(tmp_path: Path) -> None:
-    raw = tar(symlink("lib", "usr/lib"), entry("lib/one", b"1"), folder("usr/lib"), entry("lib/two", b"2"))
-    unpacked(tmp_path / "top", raw)
-    assert sorted(os.listdir(tmp_path / "top/usr/lib")) == ["one", "two"]
-    assert os.readlink(tmp_path / "top/lib") == "usr/lib"
+# --- attributes, bits and devices ---------------------------------------------------------------------
+
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 
 
-# ---- compression ------------------------------------------------------------------------------------
+@pytest.mark.root
+def test_extended_attributes_and_file_capabilities(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.pax(
+            {
+                b"SCHILY.xattr.user.name": b"a\0b=\n",
+                b"SCHILY.xattr.security.capability": CAPABILITY,
+                b"LIBARCHIVE.xattr.user.b%3Dc": b"YWJj",
+                b"SCHILY.xattr.trusted.own": b"t",
+            }
+        ),
+        layers.file(b"f", b"1", uid=1000),
+        layers.pax({b"SCHILY.xattr.user.d": b"2"}),
+        layers.folder(b"d"),
+    )
+    done = layers.unpacked(tmp_path / "out", data)
+    found = {name: os.getxattr(tmp_path / "out/f", name) for name in os.listxattr(tmp_path / "out/f")}
+    assert found == {
+        "user.name": b"a\0b=\n",
+        "security.capability": CAPABILITY,
+        "user.b=c": b"abc",
+        "trusted.own": b"t",
+    }
+    assert os.getxattr(tmp_path / "out/d", "user.d") == b"2"
+    assert done.dropped == ()
 
 
-def _zstd(raw: bytes) -> bytes:
-    out: list[bytes] = []
-    with compressed(out.append, "zstd") as sink:
-        sink.write(raw)
-    return b"".join(out)
+def test_what_a_user_cannot_set_is_left_out_and_counted(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.pax({b"SCHILY.xattr.security.capability": CAPABILITY, b"SCHILY.xattr.security.selinux": b"l"}),
+        layers.file(b"f"),
+        layers.pax({b"SCHILY.xattr.user.on-a-link": b"1"}),
+        layers.symlink(b"l", b"f"),
+    )
+    done = layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert dict(done.dropped) == {"security.capability": 1, "security.selinux": 1, "user.on-a-link": 1}
+    assert "security.capability" not in os.listxattr(tmp_path / "out/f")
 
 
-def test_each_compression_is_told_by_its_bytes(tmp_path: Path) -> None:
-    raw = tar(entry("file", os.urandom(300_000)))
-    half = len(raw) // 2
-    skipped = b"\x5f\x2a\x4d\x18" + (300_000).to_bytes(4, "little") + bytes(300_000)
-    for number, blob in enumerate(
-        (
-            raw,
-            zipped(raw),
-            gzip.compress(raw[:half]) + gzip.compress(raw[half:]),
-            zipped(raw) + bytes(5000),
-            _zstd(raw),
-            _zstd(raw[:half]) + skipped + _zstd(raw[half:]),
-            skipped + _zstd(raw) + skipped,
-        )
-    ):
-        assert unpacked(tmp_path / str(number), blob).diff_id == diff_id(raw), number
+@pytest.mark.root
+def test_bits_that_give_power_go_by_policy(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.pax({b"SCHILY.xattr.security.capability": CAPABILITY}),
+        layers.file(b"f", mode=0o6755),
+        layers.folder(b"d", 0o3777),
+    )
+    layers.unpacked(tmp_path / "1", data)
+    assert ((tmp_path / "1/f").stat().st_mode, (tmp_path / "1/d").stat().st_mode) == (0o106755, 0o043777)
+    done = layers.unpacked(tmp_path / "2", data, policy=Policy(setuid=False))
+    assert ((tmp_path / "2/f").stat().st_mode, (tmp_path / "2/d").stat().st_mode) == (0o100755, 0o041777)
+    assert done.dropped == (("security.capability", 1),)
 
 
-def test_what_follows_the_end_of_a_tar_counts(tmp_path: Path) -> None:
-    raw = tar(entry("a")) + b"trailing" * 1000
-    assert unpacked(tmp_path / "top", raw).diff_id == diff_id(raw)
-    # Without the two blocks at the end, as some make it.
-    short = raw_entry(b"a", b"x")
-    assert unpacked(tmp_path / "short", short).diff_id == diff_id(short)
+@pytest.mark.root
+def test_devices_go_by_policy(tmp_path: Path) -> None:
+    data = layers.layer(
+        layers.header(b"null", b"3", device=(1, 3), mode=0o666),
+        layers.header(b"disk", b"4", device=(8, 300)),
+        layers.header(b"mark", b"3", device=(0, 0)),
+        layers.header(b"fifo", b"6", mode=0o622),
+    )
+    done = layers.unpacked(tmp_path / "1", data)
+    assert (done.dropped, os.listdir(tmp_path / "1")) == ((("device", 3),), ["fifo"])
+    assert stat.filemode((tmp_path / "1/fifo").stat().st_mode) == "prw--w--w-"
+    layers.unpacked(tmp_path / "2", data, policy=Policy(devices="make"))
+    made = {path: (tmp_path / "2" / path).stat() for path in ("null", "disk")}
+    state = {path: (stat.filemode(each.st_mode), each.st_rdev) for path, each in made.items()}
+    assert state == {"null": ("crw-rw-rw-", os.makedev(1, 3)), "disk": ("brw-r--r--", os.makedev(8, 300))}
+    assert not (tmp_path / "2/mark").exists()
 
 
-@pytest.mark.parametrize("cut", [1, 20, 500, 2000])
-def test_a_cut_off_layer_is_an_error(tmp_path: Path, cut: int) -> None:
-    raw = raw_entry(b"file", os.urandom(5120))
-    for number, blob in enumerate((raw[:-cut], zipped(raw)[:-cut], _zstd(raw)[:-cut])):
-        with pytest.raises(ImageError):
-            unpacked(tmp_path / f"{number}", blob)
+# --- who unpacks --------------------------------------------------------------------------------------
+
+AS_USER = """
+import io, os, sys
+from sandboxlib.image.owner import Owner
+from sandboxlib.image.owner import Owner
+from sandboxlib.image.unpack import unpack, remove_tree
+from sandboxlib.kernel.probe import probe
+owner = Owner("single") if sys.argv[2] == "single" else Owner.of(probe())
+os.mkdir("out")
+fd = os.open("out", os.O_RDONLY)
+done = unpack(io.BytesIO(bytes.fromhex(sys.argv[1])), fd, owner)
+print(owner.kind, done.diff_id, dict(done.dropped))
+for name in ("f", "d"):
+    state = os.lstat("out/" + name)
+    print(name, oct(state.st_mode), state.st_uid, state.st_gid)
+mark = os.getxattr("out/d", "user.overlay.opaque") if owner.kind == "single" else 0
+print(os.path.lexists("out/gone"), mark)
+here = os.open(".", os.O_RDONLY)
+remove_tree(here, "out", owner)
+print(os.path.lexists("out"))
+"""
+USERS_LAYER = layers.layer(
+    layers.folder(b"d", 0o700, uid=5, gid=6),
+    layers.file(b"d/x", b"1", mode=0, uid=7),
+    layers.file(b"d/.wh..wh..opq"),
+    layers.pax({b"SCHILY.xattr.security.capability": CAPABILITY}),
+    layers.file(b"f", b"1", uid=1000, gid=0, mode=0o4755),
+    layers.file(b".wh.gone"),
+)
 
 
-def test_a_damaged_layer_is_an_error(tmp_path: Path) -> None:
-    raw = bytearray(zipped(tar(entry("file", os.urandom(100_000)))))
-    raw[50_000] ^= 255
-    with pytest.raises(ImageError, match=r"damaged|not a tar file"):
-        unpacked(tmp_path / "top", bytes(raw))
+@pytest.mark.unprivileged
+def test_a_user_without_more_ids_owns_all(as_user: Callable[..., CompletedProcess[str]]) -> None:
+    lines = as_user(
+        AS_USER, USERS_LAYER.hex(), "single", env={"PYTHONPATH": str(users.CHECKOUT)}
+    ).stdout.splitlines()
+    uid = users.UID if os.geteuid() == 0 else os.geteuid()
+    gid = users.UID if os.geteuid() == 0 else os.getegid()
+    assert lines == [
+        f"single {layers.digest(USERS_LAYER)} {{'security.capability': 1}}",
+        f"f 0o104755 {uid} {gid}",
+        f"d 0o40700 {uid} {gid}",
+        "True b'y'",
+        "False",
+    ]
 
 
-def test_compression_is_the_same_always() -> None:
-    def made(kind: str) -> bytes:
-        out: list[bytes] = []
-        with compressed(out.append, kind) as sink:  # type: ignore[arg-type]
-            sink.write(b"content" * 1000)
-        return b"".join(out)
+@pytest.mark.root
+@pytest.mark.unprivileged
+@pytest.mark.subids
+def test_a_user_with_more_ids_gives_files_theirs(as_user: Callable[..., CompletedProcess[str]]) -> None:
+    done = as_user(AS_USER, USERS_LAYER.hex(), "range", subids=True, env={"PYTHONPATH": str(users.CHECKOUT)})
+    first = users.SUBORDINATE[0] - 1
+    assert done.stdout.splitlines() == [
+        f"range {layers.digest(USERS_LAYER)} {{}}",
+        f"f 0o104755 {first + 1000} {users.UID}",
+        f"d 0o40700 {first + 5} {first + 6}",
+        "True 0",
+        "False",
+    ]
 
-    assert made("gzip") == made("gzip")
-    assert zlib.decompress(made("gzip"), 31) == b"content" * 1000
-    assert made("none") == b"content" * 1000
-    with decompressed(io.BytesIO(made("zstd"))) as stream:
-        assert stream.read() == b"content" * 1000
+
+def test_two_layers_are_unpacked_at_once(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    data = gzip.compress(layers.layer(*(layers.file(b"d/%d" % n, os.urandom(999)) for n in range(500))))
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda n: layers.unpacked(tmp_path / str(n), data, layers.SINGLE), range(4)))
+    assert len(set(done)) == 1
+    assert layers.tree(tmp_path / "0") == layers.tree(tmp_path / "3")
+
+
+def test_cancelling_ends_it_at_once(tmp_path: Path) -> None:
+    read, write = os.pipe()
+
+    class GivenUpError(Exception):
+        pass
+
+    told: list[int] = []
+
+    def cancelled() -> None:
+        told.append(1)
+        if len(told) > 2:
+            os.close(write)  # only so that the thread which reads ends
+            raise GivenUpError
+
+    (tmp_path / "out").mkdir()
+    with open(read, "rb") as file, layers.opened(tmp_path / "out") as (fd,), pytest.raises(GivenUpError):
+        unpack(file, fd, layers.SINGLE, cancelled=cancelled)
