@@ -228,11 +228,12 @@ def _switch_off(book: Book) -> None:
     now = {name for name in netlink.names() if not name.startswith("sbx")}
     for family, (links, accepting) in book.forwarding.items():
         if now <= {"lo", *links}:
-            with contextlib.suppress(FileNotFoundError):
-                write_file(_FORWARD[family], "0")
-            for link in accepting:
+            settings = [(_FORWARD[family], b"1", "0"), *((_accept(link), b"2", "1") for link in accepting)]
+            for path, ours, before in settings:
+                # An interface may have gone. What we did not get to set is not to be set back either.
                 with contextlib.suppress(FileNotFoundError):
-                    write_file(_accept(link), "1")
+                    if read_file(path).strip() == ours:
+                        write_file(path, before)
     book.forwarding = {}
 
 

@@ -819,3 +819,23 @@ with Sandbox(network=Network.bridge("a"), ports={"127.0.0.1:7060": 80, 7061: 80}
     result += [ask("", "127.0.0.1", 7060, "tcp")[:2], ask("client", "192.0.2.1", 7061, "tcp")[:2]]
 """
     assert lab.run(code) == [0, "sa", "sa"]
+
+
+def test_where_forwarding_cannot_be_switched_on_it_says_so(lab: Lab) -> None:
+    code = '''
+script = """
+from sandboxlib import *
+try:
+    Sandbox(network="bridge").open()
+except UnsupportedError as error:
+    print(error)
+with Network.bridge("i", internal=True).open() as net:
+    print(net.gateway)
+"""
+readonly = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec \\"$@\\""
+result = sh("unshare", "--mount", "sh", "-c", readonly, "sh", sys.executable, "-c", script).splitlines()
+'''
+    refusal, gateway = lab.run(code)
+    assert "ip_forward" in refusal
+    assert "internal=True" in refusal
+    assert gateway == "10.64.0.1"

@@ -40,6 +40,9 @@ for name, sandbox in who.items():
     if name != "none":
         (address[name + "4"], address[name + "6"]), = sandbox.addresses().values()
         serve(sandbox, "80/tcp", "81/udp", "90/tcp")
+for name, gateway in (("a1", "gateway"), ("i1", "inner")):
+    address[gateway + "4"] = address[name + "4"].rpartition(".")[0] + ".1"
+    address[gateway + "6"] = address[name + "6"].rpartition(":")[0] + ":1"
 place["pod"] = stack.enter_context(Sandbox(network=Network.of(who["a2"])))
 """
 
@@ -74,6 +77,9 @@ REACH = [
     ("a1", "host", 7000, 7001, None),
     ("b1", "other", 7000, 7001, None),
     ("i1", "host", 7000, 7001, None),
+    ("a1", "gateway", 7000, 7001, None),
+    ("a1", "inner", 7000, 7001, None),
+    ("i1", "inner", 7000, 7001, None),
     # What is published, from everywhere.
     ("client", "host", 8080, 8081, "a2"),
     ("server", "host", 8080, 8081, "a2"),
@@ -167,6 +173,8 @@ def test_ports_of_one_address(lab: Lab, source: str, target: str, port: int, exp
         ("a1", "a2", True),
         ("a1", "server", True),
         ("a1", "host", True),
+        ("a1", "gateway", True),
+        ("i1", "inner", True),
         ("i1", "i2", True),
         ("a1", "b1", False),
         ("a1", "i1", False),
