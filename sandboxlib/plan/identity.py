@@ -9,7 +9,7 @@ from sandboxlib.spec import SandboxSpec
 #: Where commands begin in the host view, and the home of a user who is not root.
 WORK = "/work"
 #: Those of the files of `identity` that an image does not bring itself.
-OF_IMAGES = ("/etc/hosts", "/etc/hostname")
+OF_IMAGES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 
 
 def check_user(spec: SandboxSpec, host: Host) -> None:
@@ -31,6 +31,7 @@ def identity(spec: SandboxSpec) -> dict[str, str]:
         groups += f"user:x:{group}:\n"
     hostname = spec.hostname or "sandbox"
     return {
+        "/etc/resolv.conf": "# no name servers\n",
         "/etc/passwd": users + "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
         "/etc/group": groups + "tty:x:5:\nnogroup:x:65534:\n",
         "/etc/hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost\n",

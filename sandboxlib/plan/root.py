@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sandboxlib.errors import ImageError
 from sandboxlib.host import Entry, Host
 from sandboxlib.mount import Mount
-from sandboxlib.plan import network, overlay, tree
+from sandboxlib.plan import names, network, overlay, tree
 from sandboxlib.plan.flags import (
     AT_FDCWD,
     FSMOUNT_CLOEXEC,
@@ -62,14 +62,16 @@ def roots(spec: SandboxSpec, host: Host, on: frozenset[str]) -> Roots:
     Raises:
         UnsupportedError: This host cannot build it.
     """
-    builder = _Builder(spec, host, on)
+    builder = Builder(spec, host, on)
     rootfs = spec.rootfs or Rootfs.host()
     check_user(spec, host)
     builder.root(rootfs)
     builder.proc()
     builder.dev()
     if network.is_made(spec):
-        builder.network_files(rootfs)
+        names.of_network(builder, rootfs)
+    elif spec.network is not None and spec.network.kind == "host":
+        names.of_host(builder, rootfs)
     for mount in spec.mounts:
         builder.mount(mount)
     builder.masks()
@@ -87,7 +89,7 @@ def alone(rootfs: Rootfs, host: Host) -> Roots:
     Raises:
         UnsupportedError: This host cannot build it.
     """
-    builder = _Builder(SandboxSpec(rootfs=rootfs), host, frozenset(), owned=False)
+    builder = Builder(SandboxSpec(rootfs=rootfs), host, frozenset(), owned=False)
     builder.root(rootfs)
     why = "what is handed out"
     if rootfs.readonly:
@@ -97,7 +99,7 @@ def alone(rootfs: Rootfs, host: Host) -> Roots:
     return builder.roots()
 
 
-class _Builder:
+class Builder:
     """
     Collects steps.
 
@@ -150,8 +152,7 @@ class _Builder:
         lie in a folder that nobody else may enter. A user's cannot, for the mounts have to
         be those of the new namespace: there the child does it.
         """
-        fd = Named(self._next, f"<{path}>")
-        self._next += 1
+        fd = self.number(path)
         steps = self.early if self.host.privileged else self.build
         steps.append(tree.open_tree(path, fd, why, recursive=recursive))
         # A copy of a shared mount is its peer: what the host mounts below it later would show up here.
@@ -163,6 +164,11 @@ class _Builder:
                 tree.setattr_(fd, why, set_=MOUNT_ATTR_IDMAP, userns=USERNS, recursive=recursive)
             )
         return fd
+
+    def number(self, path: str) -> Named:
+        """A number for what will be opened at *path*."""
+        self._next += 1
+        return Named(self._next - 1, f"<{path}>")
 
     def _userns(self) -> None:
         if not any(isinstance(step, OpenChild) for step in self.late):
@@ -278,8 +284,8 @@ class _Builder:
                 raise ImageError(
                     "it has to be looked up before a start can be planned", rootfs.reference or ""
                 )
-            names = {path: text for path, text in identity(self.spec).items() if path in OF_IMAGES}
-            late.extend(overlay.base(names, overlay.first_ids(user) if self.owned else None))
+            files = {path: text for path, text in identity(self.spec).items() if path in OF_IMAGES}
+            late.extend(overlay.base(files, overlay.first_ids(user) if self.owned else None))
         early.append(Call("fsopen", ("overlay", FSOPEN_CLOEXEC), why, out=OVERLAY))
         if self.owned:
             args = (tree.SCRATCH, "upper", *overlay.first_ids(user), 0)
@@ -334,17 +340,6 @@ class _Builder:
             self.place(path, tree.MOUNT, f"{path} of its own")
         rootfs = self.spec.rootfs
         self.trusted = rootfs is None or rootfs.kind in ("host", "empty")
-
-    def network_files(self, rootfs: Rootfs) -> None:
-        """The names and name servers of its network, which may change while it stands."""
-        why = "of its network; it can only be read"
-        for path, source in network.FILES.items():
-            if path not in rootfs.paths:
-                fd = self.source(source, why, network.QUIET, recursive=False)
-                if self.trusted:
-                    self.place(path, fd, why, folder=False)
-                else:
-                    self.build.extend(network.over(path, fd, why))
 
     def masks(self) -> None:
         """Where the whole of /proc is asked for: OCI's masked and read-only paths."""

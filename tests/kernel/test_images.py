@@ -119,7 +119,8 @@ def test_a_sandbox_has_the_files_of_its_image_and_nothing_of_the_host(base: Imag
         assert sb.sh("cat /etc/kept").stdout == b"as it was\n"
         found = set(sb.sh("ls -a /").stdout.decode().split()) - {".", ".."}
         assert found == {"bin", "data", "dev", "etc", "home", "proc", "root", "sys", "tmp"}
-        assert set(sb.files.list("/etc")) == {"group", "hostname", "hosts", "kept", "passwd"}
+        assert set(sb.files.list("/etc")) == {"group", "hostname", "hosts", "kept", "passwd", "resolv.conf"}
+        assert sb.files.read("/etc/resolv.conf") == b"# no name servers\n"
         assert sb.files.read("/etc/hostname") == b"inside\n"
         assert b"127.0.0.1 localhost inside" in sb.files.read("/etc/hosts")
         assert sb.changes() == []
@@ -223,6 +224,34 @@ def test_the_tree_opens_alone(base: Image, storage: str) -> None:
         with pytest.raises(StateError, match="use"):
             Image.remove("base:1")
     Image.remove("base:1")
+
+
+def test_on_the_hosts_network_it_asks_the_hosts_name_servers(base: Image) -> None:
+    own = Path("/etc/resolv.conf")
+    wanted = own.read_bytes() if own.exists() else b"# no name servers\n"
+    for sandbox in (Sandbox(image=base, network="host"), Sandbox(network="host")):
+        with sandbox as sb:
+            assert sb.files.read("/etc/resolv.conf") == wanted
+            assert sb.changes() == []
+            assert sb.run(["/bin/sh", "-c", "echo x > /etc/resolv.conf"]).returncode != 0 or not own.exists()
+    assert not own.exists() or own.read_bytes() == wanted
+
+
+@pytest.mark.kernel("6.7")
+def test_more_than_a_hundred_layers(state: Path, tmp_path: Path) -> None:
+    from sandboxlib.engine.image import own_store
+
+    from images import put
+    from layers import file, folder, layer
+
+    plain = [layer(folder(b"d/"), file(b"d/%d" % number, b"%d" % number)) for number in range(129)]
+    base = rootfs(tmp_path / "rootfs.tar").read_bytes()
+    image = put(own_store(), "docker.io/library/deep:latest", [base, *plain], config={"Env": ["PATH=/bin"]})
+    with Sandbox(image="deep") as sb:
+        assert sb.sh("ls /d | wc -l").returncode in (0, 127)
+        assert len(sb.files.list("/d")) == 129
+        assert sb.files.read("/d/128") == b"128"
+    assert image.size
 
 
 def test_many_layers(base: Image) -> None:

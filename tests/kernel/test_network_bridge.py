@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kernel.test_images import rootfs
 from netlab import Lab
 
 pytestmark = [
@@ -839,3 +840,24 @@ result = sh("unshare", "--mount", "sh", "-c", readonly, "sh", sys.executable, "-
     assert "ip_forward" in refusal
     assert "internal=True" in refusal
     assert gateway == "10.64.0.1"
+
+
+@pytest.mark.overlay
+@pytest.mark.tool("busybox")
+def test_an_image_has_the_files_of_its_network_and_is_not_changed_by_them(lab: Lab, tmp_path: Path) -> None:
+    archive = rootfs(tmp_path / "rootfs.tar")
+    result = lab.run(
+        f"""
+os.environ["SANDBOXLIB_STATE_DIR"] = {str(tmp_path / "state")!r}
+from sandboxlib import Image
+image = Image.from_rootfs({str(archive)!r}, name="base", config={{"Env": ["PATH=/bin"]}})
+with Sandbox(image=image, network=Network.bridge("x", subnet="10.9.8.0/24"), hostname="me") as sb:
+    result = [sb.sh("cat /etc/resolv.conf /etc/hosts", text=True).stdout, len(sb.changes())]
+    result.append(len(sb.commit("made").layers))
+with Sandbox(image="made") as sb:
+    result.append(sb.sh("cat /etc/resolv.conf", text=True).stdout)
+"""
+    )
+    assert result[0].startswith("nameserver 198.51.100.2\n")
+    assert "10.9.8.2 me\n" in result[0]
+    assert result[1:] == [0, 2, "# no name servers\n"]
