@@ -156,11 +156,12 @@ def entries(value: object) -> tuple[tuple[str, str], ...]:
 
 def ways(value: object) -> tuple[tuple[str, str], ...]:
     """Read routes: ranges, with the address that leads there. Raises: SpecError."""
-    import ipaddress
-
     allowed = 'ranges and addresses, such as {"192.168.7.0/24": "10.77.0.9"}'
     found = []
     for target, over in pairs("routes", value, allowed):
+        # Not before there is one: most sandboxes have none, and it takes milliseconds to load.
+        import ipaddress
+
         try:
             network = ipaddress.ip_network(quantity.text("routes", target))
         except ValueError:
