@@ -224,6 +224,14 @@ def others() -> Iterator[Finding]:
         )
 
 
+def around(*, works: bool) -> Iterator[Finding]:
+    """What this program runs inside of, as far as it takes something away."""
+    from sandboxlib.surroundings import surroundings
+
+    for found in surroundings(restricted=not works):
+        yield Finding(f"inside {found.name}" if found.name[0] != "/" else found.name, "note", *found[1:])
+
+
 def findings() -> Iterator[Finding]:
     """All that there is to say about this machine."""
     from sandboxlib.engine.current import program
@@ -237,7 +245,9 @@ def findings() -> Iterator[Finding]:
     yield from examine(host)
     if host.privileged:
         yield from others()
-    yield from attempts()
+    tried = list(attempts())
+    yield from around(works=all(each.state != "missing" for each in tried))
+    yield from tried
 
 
 def main(*, as_json: bool = False) -> int:

@@ -66,6 +66,7 @@ MEMBERS: dict[str, str] = {
     "cli": "top",
     "cli_images": "top",
     "doctor": "top",
+    "surroundings": "top",
     "pytest_plugin": "top",
 }
 # Functions in which a value may reach upwards: what opens it, and what loads a name when it is first used.
