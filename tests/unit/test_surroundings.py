@@ -10,6 +10,7 @@ import pytest
 
 from sandboxlib.surroundings import read, surroundings
 
+GVISOR = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
 PLAIN = {
     "/proc/version": "Linux version 6.12.0 (gcc)",
     "/proc/self/mountinfo": "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n",
