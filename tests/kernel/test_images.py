@@ -393,6 +393,21 @@ def test_a_commit_has_exactly_the_changes(base: Image, state: Path) -> None:
         assert sb.files.stat("/data").st_mode & 0o7777 == 0o700
 
 
+@pytest.mark.root
+def test_owners_of_changes_are_those_inside(base: Image, state: Path, tmp_path: Path) -> None:
+    with Sandbox(image=base, security=Security(capabilities=["CAP_CHOWN"])) as sb:
+        assert sb.sh("echo x > /etc/new; chown 1000:2000 /etc/new /data").returncode == 0
+        image = sb.commit("owned")
+        sb.export(tmp_path / "tree.tar")
+    blob = state / "images/blobs/sha256" / image.layers[1].digest.partition(":")[2]
+    for archive in (blob, tmp_path / "tree.tar"):
+        with tarfile.open(archive) as tar:
+            owners = {member.name: (member.uid, member.gid) for member in tar}
+        assert (owners["etc/new"], owners["data"], owners["etc"]) == ((1000, 2000), (1000, 2000), (0, 0))
+    with Sandbox(image=image) as sb:
+        assert sb.sh("stat -c %u:%g /etc/new /data").stdout.split() == [b"1000:2000"] * 2
+
+
 def test_the_same_changes_are_the_same_image(base: Image) -> None:
     made = []
     for name in ("one", "two"):
