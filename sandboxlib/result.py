@@ -115,6 +115,36 @@ class NetworkStats(NamedTuple):
     packets_sent: int
 
 
+class Stall(NamedTuple):
+    """
+    How much of the time processes have waited for something, by averages over the last seconds.
+
+    Attributes:
+        avg10: Of the last 10 seconds, 0 to 1.
+        avg60: Of the last 60 seconds, 0 to 1.
+        avg300: Of the last 300 seconds, 0 to 1.
+        total: Seconds in all.
+    """
+
+    avg10: float
+    avg60: float
+    avg300: float
+    total: float
+
+
+class Pressure(NamedTuple):
+    """
+    How short something is. Kernel: Documentation/accounting/psi.rst; Linux 4.20.
+
+    Attributes:
+        some: Some process waited for it.
+        full: All waited for it at once; None where the kernel does not tell (cpu before Linux 5.13).
+    """
+
+    some: Stall
+    full: Stall | None
+
+
 class Stats(NamedTuple):
     """
     What a cgroup, or a sandbox, uses now. A part is None where no controller counts it.
@@ -125,6 +155,8 @@ class Stats(NamedTuple):
         pids: `PidsStats`.
         io: `IOStats` by device ``"major:minor"``.
         network: `NetworkStats` by interface; only of a sandbox.
+        pressure: `Pressure` by ``memory``, ``cpu`` and ``io``; cgroup v2 on a kernel with PSI (and
+            ``psi=1`` where that is not its default).
     """
 
     memory: MemoryStats | None
@@ -132,6 +164,7 @@ class Stats(NamedTuple):
     pids: PidsStats | None
     io: dict[str, IOStats] | None
     network: dict[str, NetworkStats] | None = None
+    pressure: dict[str, Pressure] | None = None
 
 
 class ProcessInfo(NamedTuple):

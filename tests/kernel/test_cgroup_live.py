@@ -209,3 +209,30 @@ def test_a_group_that_cannot_be_emptied_is_named(make: Make) -> None:
     os.mkdir(inner)
     group.close()
     assert not os.path.exists(inner)
+
+
+def _counts_pressure() -> bool:
+    """Does this kernel count it, and not only have the file?"""
+    try:
+        with open("/proc/pressure/cpu", encoding="ascii") as file:
+            return bool(file.read())
+    except OSError:
+        return False
+
+
+@pytest.mark.cgroup2("cpu")
+def test_pressure_is_told_where_the_kernel_counts_it(make: Make) -> None:
+    group = make(cpu_max=0.2)
+    before = group.stats()
+    if not _counts_pressure():
+        assert before.pressure is None
+        return
+    assert before.pressure is not None
+    spin = "import time\nend = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
+    assert run(group, *python(spin))[0] == 0
+    after = group.stats().pressure
+    assert after is not None
+    assert set(after) >= {"cpu", "memory"}
+    # It ran for a fifth of the time, and waited for the rest.
+    assert after["cpu"].some.total - before.pressure["cpu"].some.total > 0.5
+    assert 0 <= after["cpu"].some.avg10 <= 1

@@ -10,6 +10,8 @@ import pytest
 from sandboxlib.errors import SpecError
 from sandboxlib.kernel.cgroup import owner
 from sandboxlib.kernel.cgroup.probe import VARIABLE, Mount, folders, parse_mounts, parse_own, probe
+from sandboxlib.kernel.cgroup.v2stats import pressure
+from sandboxlib.result import Pressure, Stall
 
 DEBIAN_V1 = r"""
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -83,3 +85,13 @@ def test_a_token_names_this_process_and_no_other() -> None:
 
 def test_names_are_never_given_twice() -> None:
     assert len({owner.fresh_name() for _ in range(100)}) == 100
+
+
+def test_pressure_is_read_as_shares_and_seconds() -> None:
+    text = (
+        "some avg10=12.50 avg60=3.00 avg300=0.25 total=1500000\n"
+        "full avg10=1.00 avg60=0.00 avg300=0.00 total=250000\n"
+    )
+    assert pressure(text) == Pressure(Stall(0.125, 0.03, 0.0025, 1.5), Stall(0.01, 0, 0, 0.25))
+    # Before Linux 5.13 the file for the CPU has one line.
+    assert pressure(text.splitlines()[0]).full is None

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from sandboxlib.kernel.cgroup import files
 from sandboxlib.kernel.cgroup.interface import Events
-from sandboxlib.result import CPUStats, IOStats, MemoryStats, PidsStats, Stats
+from sandboxlib.result import CPUStats, IOStats, MemoryStats, PidsStats, Pressure, Stall, Stats
 
 
 def stats(folder: str) -> Stats:
     """What the group uses now; a part is None without its controller. Raises: KernelError."""
-    return Stats(memory=_memory(folder), cpu=_cpu(folder), pids=_pids(folder), io=_io(folder))
+    return Stats(
+        memory=_memory(folder),
+        cpu=_cpu(folder),
+        pids=_pids(folder),
+        io=_io(folder),
+        pressure=_pressure(folder),
+    )
 
 
 def events(folder: str) -> Events:
@@ -97,3 +103,19 @@ def _io(folder: str) -> dict[str, IOStats] | None:
         device: IOStats(*(counts.get(name, 0) for name in ("rbytes", "wbytes", "rios", "wios")))
         for device, counts in files.nested(text).items()
     }
+
+
+def _pressure(folder: str) -> dict[str, Pressure] | None:
+    texts = {name: files.find(f"{folder}/{name}.pressure") for name in ("memory", "cpu", "io")}
+    return {name: pressure(text) for name, text in texts.items() if text is not None} or None
+
+
+def pressure(text: str) -> Pressure:
+    """Read what a file such as memory.pressure says."""
+    lines = {}
+    for line in text.splitlines():
+        kind, *fields = line.split()
+        values = dict(field.split("=", 1) for field in fields)
+        avg10, avg60, avg300 = (float(values[name]) / 100 for name in ("avg10", "avg60", "avg300"))
+        lines[kind] = Stall(avg10, avg60, avg300, int(values["total"]) / 1e6)
+    return Pressure(lines["some"], lines.get("full"))
