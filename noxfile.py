@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -84,13 +85,26 @@ def run(session: nox.Session) -> None:
     session.run("python", "examples/main_job.py", *session.posargs)
 
 
+@contextmanager
+def records_of_a_run() -> Iterator[str]:
+    """A folder for records of what passed; what is in it in the end is kept in SANDBOXLIB_KEEP_RECORDS."""
+    with tempfile.TemporaryDirectory(prefix="sandboxlib-records-") as folder:
+        try:
+            yield folder
+        finally:
+            if kept := os.environ.get("SANDBOXLIB_KEEP_RECORDS"):
+                Path(kept).mkdir(parents=True, exist_ok=True)
+                for record in Path(folder).glob("*.passed"):
+                    shutil.copy(record, kept)
+
+
 @nox.session
 def test(session: nox.Session) -> None:
     """Set up and run all tests on this machine; arguments go to pytest."""
     install(session, "test")
     report_missing_packages(session)
     must = mandatory()
-    with tempfile.TemporaryDirectory(prefix="sandboxlib-records-") as folder:
+    with records_of_a_run() as folder:
         failed = False
         if must & {"all", "lab"} and "-lab" not in must:
             # The lab first: a test which passed there need not be possible here.
@@ -134,7 +148,7 @@ def twice(session: nox.Session, run: Run, arguments: Sequence[str], record: Path
 def lab(session: nox.Session) -> None:
     """Run the tests in a virtual machine with cgroup v2 only, as root and as plain users."""
     install(session, "test")
-    with tempfile.TemporaryDirectory(prefix="sandboxlib-records-") as folder:
+    with records_of_a_run() as folder:
         if not run_in_lab(session, Path(folder)):
             session.error("tests failed in the lab, see above")
 
