@@ -104,12 +104,16 @@ class Blobs:
         return digest, size
 
     def _finish(self, fd: int, name: str, digest: str) -> None:
-        os.fchmod(fd, 0o444)
         os.fsync(fd)
         target = self.file(digest)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        folder = os.path.dirname(target)
+        if not os.path.isdir(folder):
+            os.makedirs(folder, exist_ok=True)
+            sync_folder(os.path.dirname(folder))
         os.rename(name, target)
-        sync_folder(os.path.dirname(target))
+        # Not before: who has to go on with it after a kill must be able to write to it.
+        os.fchmod(fd, 0o444)
+        sync_folder(folder)
 
     def fetch(
         self,
@@ -141,18 +145,34 @@ class Blobs:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name)
                 return False
-            try:
-                sink = Sink(fd, descriptor, cancelled)
-                if sink.offset < descriptor.size:
-                    download(sink, sink.offset)
-                sink.check()
-            except _WrongError as error:
-                os.ftruncate(fd, 0)
-                raise ImageError(str(error), digest) from None
+            if not _filled(fd, descriptor, download, cancelled):
+                # What was there from before was not what it should be; that is no fault of the sender's.
+                _filled(fd, descriptor, download, cancelled)
             self._finish(fd, name, digest)
         finally:
             os.close(fd)
         return True
+
+
+def _filled(fd: int, descriptor: Descriptor, download: Download, cancelled: Cancelled) -> bool:
+    """
+    Download what is missing in *fd*; False if what was there from before has spoilt it.
+
+    Raises:
+        ImageError: All of it came here, and is wrong.
+    """
+    sink = Sink(fd, descriptor, cancelled)
+    found = sink.offset
+    try:
+        if sink.offset < descriptor.size:
+            download(sink, sink.offset)
+        sink.check()
+    except _WrongError as error:
+        os.ftruncate(fd, 0)
+        if found and not sink.restarted:
+            return False
+        raise ImageError(str(error), descriptor.digest) from None
+    return True
 
 
 class Sink:
@@ -161,6 +181,7 @@ class Sink:
 
     Attributes:
         offset: How many bytes are there.
+        restarted: Nothing of it is from before any more.
     """
 
     def __init__(self, fd: int, descriptor: Descriptor, cancelled: Cancelled) -> None:
@@ -168,6 +189,7 @@ class Sink:
         self._wanted = descriptor
         self._hash = hashlib.new(descriptor.digest.partition(":")[0])
         self.offset = 0
+        self.restarted = False
         if os.fstat(fd).st_size > descriptor.size:
             os.ftruncate(fd, 0)
         # What is there from before an interruption is a part of it, if it is right.
@@ -194,6 +216,7 @@ class Sink:
         os.ftruncate(self._fd, 0)
         self._hash = hashlib.new(self._wanted.digest.partition(":")[0])
         self.offset = 0
+        self.restarted = True
 
     def check(self) -> None:
         """Raises: ImageError: It is not whole. _WrongError: It is, and wrong."""

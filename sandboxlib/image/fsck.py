@@ -52,12 +52,12 @@ def fsck(store: Store, *, repair: bool) -> tuple[Fault, ...]:
             return (_index(store, error, repair=repair),)
         faults = [
             *_damaged(store, repair=repair),
-            *(fault for entry in entries for fault in _image(store, entry)),
+            *_images(store, entries, repair=repair),
             *_unpacked(store, repair=repair),
         ]
         if repair:
             with store.changing() as kept:
-                kept[:] = [entry for entry in kept if store.has(entry.digest)]
+                kept[:] = [entry for entry in kept if store.holds(entry)]
     return tuple(dict.fromkeys(faults))
 
 
@@ -88,16 +88,36 @@ def _damaged(store: Store, *, repair: bool) -> list[Fault]:
     return found
 
 
-def _image(store: Store, entry: Descriptor) -> list[Fault]:
-    if not store.has(entry.digest):
-        return [Fault("missing", entry.digest, "the index has it, and the store has not")]
-    try:
-        document = store.document(entry)
+def _images(store: Store, entries: tuple[Descriptor, ...], *, repair: bool) -> list[Fault]:
+    """Look at each image, and at those that an index lists, once."""
+    found: list[Fault] = []
+    seen: set[str] = set()
+    waiting = list(reversed(entries))
+    while waiting:
+        entry = waiting.pop()
+        if entry.digest in seen:
+            continue
+        seen.add(entry.digest)
+        if not store.holds(entry):
+            text = "the index has it, and the store has not"
+            found.append(Fault("missing", entry.digest[:150], text, repair))
+            continue
+        try:
+            document = store.document(entry)
+        except ImageError as error:
+            found.append(Fault("damaged", entry.digest, str(error)))
+            continue
         if isinstance(document, model.Index):
             # Of other platforms nothing need be there.
-            here = [inner for inner in document.manifests if store.has(inner.digest)]
-            return [fault for inner in here for fault in _image(store, inner)]
-        found = []
+            waiting += [inner for inner in document.manifests if store.has(inner.digest)]
+        else:
+            found += _image(store, entry, document)
+    return found
+
+
+def _image(store: Store, entry: Descriptor, document: model.Manifest) -> list[Fault]:
+    found = []
+    try:
         for blob in (document.config, *document.layers):
             if not store.has(blob.digest):
                 found.append(Fault("missing", blob.digest, f"the image {entry.digest} needs it"))

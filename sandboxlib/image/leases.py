@@ -46,7 +46,9 @@ def lease(folder: str, digests: Iterable[str]) -> Lease:
     made = Lease(path, fd)
     try:
         locks.try_(fd)
-        os.write(fd, "".join(f"{digest}\n" for digest in digests).encode())
+        with open(fd, "wb", closefd=False) as file:
+            # All of it, or an error: half of a list would keep half of an image.
+            file.write("".join(f"{digest}\n" for digest in digests).encode())
     except BaseException:
         made.close()
         raise

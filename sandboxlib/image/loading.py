@@ -18,10 +18,11 @@ import msgspec
 
 from sandboxlib.errors import ImageError, KernelError, SpecError, ViolationError
 from sandboxlib.image import model
-from sandboxlib.image.compression import decompressed
+from sandboxlib.image.compression import decompressed, sniff
 from sandboxlib.image.making import join
 from sandboxlib.image.model import Descriptor, DockerImage, Index, Manifest
 from sandboxlib.image.saving import copy
+from sandboxlib.image.source import DEFAULT
 from sandboxlib.image.store import name_of
 from sandboxlib.reference import Reference
 
@@ -35,6 +36,11 @@ _CHUNK = 1 << 20
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 #: Names in an archive; an image has a few dozen.
 _MOST_MEMBERS = 100_000
+#: Bytes that tarfile may want at once: for headers, since files are read by pieces of a megabyte.
+_MOST_AT_ONCE = 4 << 20
+_KINDS = {"none": model.OCI_LAYER, "gzip": model.OCI_LAYER_GZIP, "zstd": model.OCI_LAYER_ZSTD}
+#: What tarfile raises where a tar file is damaged or hostile.
+_NOT_A_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 
 
 # ---- loading ----------------------------------------------------------------------------------------
@@ -75,7 +81,7 @@ class _Tar:
                 if number > _MOST_MEMBERS:
                     raise ViolationError(f"it has more than {_MOST_MEMBERS} names", path)
                 self._members[os.path.normpath(member.name)] = member
-        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        except _NOT_A_TAR as error:
             raise ImageError(f"it is not a tar file as it has to be: {error}", path) from None
 
     def _find(self, name: str) -> tarfile.TarInfo | None:
@@ -88,6 +94,8 @@ class _Tar:
             if member.issym():
                 target = os.path.join(os.path.dirname(member.name), target)
             member = self._members.get(os.path.normpath(target))
+        if member is not None and member.issparse():
+            raise ViolationError(f"{name[:200]!r} has holes, which fill the disk out of nothing", self._path)
         return member if member is not None and member.isfile() else None
 
     def has(self, name: str) -> bool:
@@ -138,9 +146,15 @@ def _plain_tar(path: str, cancelled: Cancelled) -> Iterator[tarfile.TarFile]:
             return
         # Whole images, compressed once more: what is in it cannot be gone to and fro in.
         with tempfile.TemporaryFile(prefix="sandboxlib-") as plain, decompressed(file) as stream:
-            while piece := stream.read(1 << 20):
+            most = max(DEFAULT.slack, DEFAULT.ratio * os.fstat(file.fileno()).st_size)
+            while piece := stream.read(_CHUNK):
                 cancelled()
                 plain.write(piece)
+                if plain.tell() > most:
+                    raise ViolationError(
+                        f"it is over {DEFAULT.ratio} times larger than its file once it is not compressed",
+                        path,
+                    )
             plain.seek(0)
             with _tar(plain, path) as tar:
                 yield tar
@@ -148,9 +162,24 @@ def _plain_tar(path: str, cancelled: Cancelled) -> Iterator[tarfile.TarFile]:
 
 def _tar(file: IO[bytes], path: str) -> tarfile.TarFile:
     try:
-        return tarfile.open(fileobj=file, mode="r:")
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        return tarfile.open(fileobj=_Careful(file, path), mode="r:")  # type: ignore[call-overload,no-any-return]
+    except _NOT_A_TAR as error:
         raise ImageError(f"it is neither a folder nor a tar file of images: {error}", path) from None
+
+
+class _Careful:
+    """A file of which nobody reads much at once, whatever a header says."""
+
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        self._file = file
+        self._path = path
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """Read *size* bytes."""
+        if not 0 <= size <= _MOST_AT_ONCE:
+            raise ViolationError("it has a header that is larger than any header is", self._path)
+        return self._file.read(size)
 
 
 def _load(store: Store, source: Source, path: str, cancelled: Cancelled) -> list[tuple[str, Descriptor]]:
@@ -169,9 +198,11 @@ def _load(store: Store, source: Source, path: str, cancelled: Cancelled) -> list
 def _read(source: Source, name: str, limit: int, path: str) -> bytes:
     try:
         with source.open(name) as file:
-            raw = file.read(limit + 1)
-    except (tarfile.TarError, EOFError) as error:
-        raise ImageError(f"{name} cannot be read: {error}", path) from None
+            raw = b""
+            while len(raw) <= limit and (piece := file.read(min(_CHUNK, limit + 1 - len(raw)))):
+                raw += piece
+    except _NOT_A_TAR as error:
+        raise ImageError(f"{name[:200]!r} cannot be read: {error}", path) from None
     if len(raw) > limit:
         raise ImageError(f"{name} has more than {limit} bytes", path)
     return raw
@@ -186,9 +217,10 @@ def _load_layout(
     if not isinstance(index, Index):
         raise ImageError("its index.json is none", path)
     found = []
+    brought: set[str] = set()
     for entry in index.manifests:
         image = msgspec.structs.replace(entry, annotations=None)
-        _bring(store, source, image, path, cancelled, 0)
+        _bring(store, source, image, path, cancelled, brought)
         found.append((_name(entry), image))
     if not found:
         raise ImageError("there is no image in it", path)
@@ -211,11 +243,21 @@ def _name(entry: Descriptor) -> str:
 
 
 def _bring(
-    store: Store, source: Source, found: Descriptor, path: str, cancelled: Cancelled, depth: int
+    store: Store,
+    source: Source,
+    found: Descriptor,
+    path: str,
+    cancelled: Cancelled,
+    brought: set[str],
+    depth: int = 0,
 ) -> None:
-    """Bring a manifest or an index with all that it needs; of an index, what is there."""
+    """Bring a manifest or an index with all that it needs, once; of an index, what is there."""
     if depth > 4:
         raise ImageError("it has an index of indexes without an end", path)
+    if found.digest in brought:
+        return
+    brought.add(found.digest)
+    cancelled()
     _blob(store, source, found, path, cancelled)
     document = store.document(found)
     if isinstance(document, Manifest):
@@ -228,7 +270,7 @@ def _bring(
     if not here:
         raise ImageError(f"of {found.digest} no image is in it", path)
     for inner in here:
-        _bring(store, source, inner, path, cancelled, depth + 1)
+        _bring(store, source, inner, path, cancelled, brought, depth + 1)
 
 
 def _file(blob: Descriptor) -> str:
@@ -243,7 +285,7 @@ def _blob(store: Store, source: Source, blob: Descriptor, path: str, cancelled: 
             with source.open(name) as file:
                 file.seek(offset)
                 copy(file, sink.write, cancelled)
-        except (tarfile.TarError, EOFError) as error:
+        except _NOT_A_TAR as error:
             raise ImageError(f"{name} cannot be read: {error}", path) from None
 
     store.fetch(blob, append, cancelled=cancelled)
@@ -255,6 +297,8 @@ def _load_docker(
     raw = _read(source, "manifest.json", model.MAX_MANIFEST, path)
     images = model.decode(raw, tuple[DockerImage, ...], f"{path}: manifest.json")
     found: list[tuple[str, Descriptor]] = []
+    # Images share layers, each of which is read once.
+    known: dict[tuple[str, str], Descriptor] = {}
     for image in images:
         raw = _read(source, image.config, model.MAX_CONFIG, path)
         config = model.decode_config(raw, f"{path}: {image.config[:200]}")
@@ -264,11 +308,11 @@ def _load_docker(
                 f"{len(image.layers)}",
                 path,
             )
-        layers = [
-            _layer(store, source, name, diff_id, path, cancelled)
-            for name, diff_id in zip(image.layers, config.rootfs.diff_ids, strict=True)
-        ]
-        made = join(store, raw, tuple(layers))
+        layers = tuple(zip(image.layers, config.rootfs.diff_ids, strict=True))
+        for name, diff_id in layers:
+            if (name, diff_id) not in known:
+                known[name, diff_id] = _layer(store, source, name, diff_id, path, cancelled)
+        made = join(store, raw, tuple(known[each] for each in layers))
         for tag in image.repo_tags or ():
             try:
                 found.append((str(Reference.parse(tag)), made))
@@ -293,21 +337,24 @@ def _layer(
 
     try:
         digest, size = store.add_written(fill)
-    except (tarfile.TarError, EOFError) as error:
-        raise ImageError(f"{name} cannot be read: {error}", path) from None
+    except _NOT_A_TAR as error:
+        raise ImageError(f"{name[:200]!r} cannot be read: {error}", path) from None
     if digest == diff_id:
         return Descriptor(model.OCI_LAYER, digest, size)
+    most, plain_size = max(DEFAULT.slack, DEFAULT.ratio * size), 0
     with store.open_blob(digest) as blob:
-        head = blob.read(4)
+        kind = sniff(blob.read(10))
         blob.seek(0)
         with decompressed(blob) as stream:
-            while piece := stream.read(1 << 20):
+            while piece := stream.read(_CHUNK):
                 cancelled()
                 plain.update(piece)
+                plain_size += len(piece)
+                if plain_size > most:
+                    raise ViolationError(f"{name[:200]!r} is over {DEFAULT.ratio} times its size", path)
     if plain.hexdigest() != diff_id.partition(":")[2]:
         raise ImageError(f"{name[:200]!r} is not the layer that its configuration says", path)
-    kind = model.OCI_LAYER_GZIP if head.startswith(b"\x1f\x8b") else model.OCI_LAYER_ZSTD
-    return Descriptor(kind, digest, size)
+    return Descriptor(_KINDS[kind], digest, size)
 
 
 __all__ = ["load"]

@@ -173,9 +173,14 @@ class _Kind(msgspec.Struct, rename="camel"):
 
     schema_version: int = 0
     media_type: str | None = None
-    manifests: Any = None
-    config: Any = None
+    manifests: Any = msgspec.UNSET
+    config: Any = msgspec.UNSET
+    layers: Any = msgspec.UNSET
     fs_layers: Any = None
+
+
+#: Lists that may be null: what is written in Go has it so where a list is empty.
+_LISTS = frozenset({"manifests", "layers", "diff_ids", "Layers"})
 
 
 def decode(raw: bytes, kind: type[T], what: str) -> T:
@@ -186,9 +191,23 @@ def decode(raw: bytes, kind: type[T], what: str) -> T:
         ImageError: It is not JSON, or not of this kind; says where.
     """
     try:
-        return msgspec.json.decode(raw, type=kind)
+        try:
+            return msgspec.json.decode(raw, type=kind)
+        except msgspec.ValidationError:
+            if b"null" not in raw:
+                raise
+            return msgspec.convert(_listed(msgspec.json.decode(raw)), kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"it is not as it has to be: {error}", what) from None
+
+
+def _listed(value: Any) -> Any:
+    """The same, with empty lists where a list is null."""
+    if isinstance(value, list):
+        return [_listed(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: [] if each is None and name in _LISTS else _listed(each) for name, each in value.items()}
 
 
 def decode_manifest(raw: bytes, media_type: str = "", what: str = "manifest") -> Manifest | Index:
@@ -201,7 +220,10 @@ def decode_manifest(raw: bytes, media_type: str = "", what: str = "manifest") ->
         what: What errors call it.
 
     Raises:
-        ImageError: It is neither; of schema 1, which has been out of use since 2017; or too large.
+        ImageError: It is neither, or could be read as both; of schema 1, which has been out of use
+            since 2017; or too large.
+
+    Spec: image-spec manifest.md and image-index.md, mediaType; CVE-2021-41190 for what is both.
     """
     if len(raw) > MAX_MANIFEST:
         raise ImageError(f"it has {len(raw)} bytes, and a manifest at most {MAX_MANIFEST}", what)
@@ -214,12 +236,18 @@ def decode_manifest(raw: bytes, media_type: str = "", what: str = "manifest") ->
         )
     if kind.schema_version != 2:
         raise ImageError(f"its schemaVersion is {kind.schema_version}, and only 2 is known", what)
-    said = kind.media_type or media_type
-    if kind.manifests is not None and kind.config is None:
-        if said in MANIFESTS:
+    said = {kind.media_type, media_type}
+    is_index, is_manifest = (
+        any(field is not msgspec.UNSET for field in fields)
+        for fields in ((kind.manifests,), (kind.config, kind.layers))
+    )
+    if is_index and is_manifest:
+        raise ImageError("it can be read as a manifest and as an index: whoever made it wants both", what)
+    if is_index:
+        if said.intersection(MANIFESTS):
             raise ImageError("it says that it is a manifest, and is an index", what)
         return _checked(decode(raw, Index, what), what)
-    if said in INDEXES:
+    if said.intersection(INDEXES):
         raise ImageError("it says that it is an index, and is none", what)
     return _checked(decode(raw, Manifest, what), what)
 

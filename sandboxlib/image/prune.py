@@ -69,7 +69,7 @@ def drop(store: Store, name: str) -> bool:
                 raise StateError(f"the image {name} is in use: a sandbox begins with it, or it is being sent")
             entries[:] = left
         # Only what this image alone needed: what else has no name is prune's.
-        mine = _needed(store, image)
+        mine = store.needed(image, whole=False)
         gone = _take_out(store, kept=_kept(store, store.index()) | store.leased(), only=mine)
     _finish(store, gone)
     return True
@@ -78,19 +78,12 @@ def drop(store: Store, name: str) -> bool:
 def _reaches(store: Store, image: Descriptor) -> set[str]:
     """The digests of an image by which somebody who uses it can be told."""
     found = {image.digest}
-    if image.media_type in model.INDEXES and store.has(image.digest):
+    # One that is damaged can be removed too.
+    with contextlib.suppress(ImageError):
         document = store.document(image)
         if isinstance(document, model.Index):
             found |= {inner.digest for inner in document.manifests}
     return found
-
-
-def _needed(store: Store, image: Descriptor) -> set[str]:
-    try:
-        return store.needed(image)
-    except ImageError:
-        # It is not whole: then it needs nothing but itself, and the rest is nobody's.
-        return {image.digest}
 
 
 def prune(store: Store, *, every: bool) -> Pruned:
@@ -109,7 +102,8 @@ def prune(store: Store, *, every: bool) -> Pruned:
 def _kept(store: Store, entries: tuple[Descriptor, ...] | list[Descriptor]) -> set[str]:
     found: set[str] = set()
     for entry in entries:
-        found |= _needed(store, entry)
+        # Of one that is damaged the rest stays: a pull then brings only what is missing.
+        found |= store.needed(entry, whole=False)
     return found
 
 
@@ -142,6 +136,7 @@ def _take_out(store: Store, *, kept: set[str], only: set[str] | None) -> _Gone:
             size += os.stat(path).st_size if os.path.isfile(path) else 0
             blobs += 1
             os.unlink(path)
+        _forget_locks(store)
     return _Gone(blobs, layers, size)
 
 
@@ -206,12 +201,33 @@ def _remainders(store: Store) -> Iterator[str]:
             os.close(fd)
 
 
+def _forget_locks(store: Store) -> None:
+    """Remove the files of layers' locks that nobody has; the store's own stay."""
+    top = os.path.join(store.path, "locks")
+    for name in set(os.listdir(top)) - {"store", "index"}:
+        path = os.path.join(top, name)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Whoever waits for it sees that it is gone, and makes it anew.
+            if locks.try_(fd):
+                os.unlink(path)
+        finally:
+            os.close(fd)
+
+
 def usage(store: Store) -> Usage:
-    """How much is where."""
-    blobs = sum(os.stat(path).st_size for _, path in each_blob(store))
+    """How much is where; others may add and remove meanwhile."""
+    blobs = sum(_length(path) for _, path in each_blob(store))
     layers = sum(_size(path) for _, _, path in each_layer(store))
     top = os.path.join(store.path, "partial")
-    return Usage(blobs, layers, sum(os.stat(os.path.join(top, name)).st_size for name in os.listdir(top)))
+    return Usage(blobs, layers, sum(_length(os.path.join(top, name)) for name in os.listdir(top)))
+
+
+def _length(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 __all__ = ["Pruned", "Usage", "drop", "each_blob", "each_layer", "owner_of", "prune", "usage"]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING
 
 import msgspec
@@ -49,7 +50,11 @@ def save(
     """
     write = {"oci": _save_oci, "oci-dir": _save_folder, "docker": _save_docker}[format_]
     try:
-        write(store, chosen, path, cancelled)
+        with ExitStack() as kept:
+            # Nobody removes what is being written.
+            for _, image in chosen:
+                kept.enter_context(store.lease(image))
+            write(store, chosen, path.rstrip("/"), cancelled)
     except OSError as error:
         if isinstance(error, KernelError):
             raise
@@ -81,7 +86,19 @@ def _save_folder(
 ) -> None:
     if os.path.lexists(path):
         raise SpecError("path", path, "a folder that is not there yet")
-    os.mkdir(path)
+    made = f"{path}.{os.getpid()}-{os.urandom(4).hex()}"
+    os.mkdir(made)
+    try:
+        _fill_folder(store, chosen, made, cancelled)
+        os.rename(made, path)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _fill_folder(
+    store: Store, chosen: Sequence[tuple[str, Descriptor]], path: str, cancelled: Cancelled
+) -> None:
     for digest in _blobs_of(store, chosen):
         algorithm, _, value = digest.partition(":")
         os.makedirs(os.path.join(path, "blobs", algorithm), exist_ok=True)

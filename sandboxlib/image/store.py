@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sandboxlib.errors import ImageError, StateError
-from sandboxlib.image import locks, model, platform, trees
+from sandboxlib.image import layout, locks, model, platform, trees
 from sandboxlib.image.blobs import Blobs, write_file
 from sandboxlib.image.leases import Lease, lease, leased
 from sandboxlib.image.locks import Cancelled, never
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from sandboxlib.image.progress import Progress
     from sandboxlib.image.prune import Pruned, Usage
 
-FOLDERS = ("blobs/sha256", "layers", "leases", "locks", "partial", "removed")
-_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _ID = re.compile(r"(?:sha256:)?[0-9a-f]{4,64}", re.ASCII)
 #: Bytes of index.json: some hundred thousand names.
 _MAX_INDEX = 64 << 20
@@ -45,26 +43,13 @@ class Store(Blobs):
     A store below the folder *path*, which is made where it is missing.
 
     Raises:
-        ImageError: The folder is a layout of another version.
+        ImageError: It is a layout of another version, or something else.
         OSError: It cannot be made.
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(path)
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        for folder in FOLDERS:
-            os.makedirs(os.path.join(path, folder), mode=0o755, exist_ok=True)
-        layout = os.path.join(path, "oci-layout")
-        try:
-            with open(layout, "rb") as file:
-                version = model.decode(file.read(4096), _Layout, layout).version
-        except FileNotFoundError:
-            write_file(layout, _LAYOUT, self._partial)
-            return
-        if not version.startswith("1."):
-            raise ImageError(f"it is a layout of version {version!r}, and 1.0.0 is known", path)
+        super().__init__(os.path.abspath(path))
+        layout.prepare(self.path)
 
     # ---- against each other ---------------------------------------------------------------
 
@@ -128,10 +113,17 @@ class Store(Blobs):
         return [(name_of(entry), entry) for entry in self.index()]
 
     def tag(self, reference: Reference | str, image: Descriptor) -> None:
-        """Give an image a name, taken from whatever had it; "" for none at all."""
+        """
+        Give an image a name, taken from whatever had it; "" for none at all.
+
+        Raises:
+            ImageError: It is not in the store; somebody may just have removed it.
+        """
         name = str(reference)
         entry = msgspec.structs.replace(image, annotations={model.REF_NAME: name} if name else None)
-        with self.changing() as entries:
+        with self.growing(), self.changing() as entries:
+            if not self.has(image.digest):
+                raise ImageError("it is not in the store", image.digest)
             kept = [
                 each
                 for each in entries
@@ -206,10 +198,11 @@ class Store(Blobs):
         found: dict[str, Descriptor] = {}
         for entry in self.index():
             for each in (entry, *(self._inner(entry) if entry.media_type in model.INDEXES else ())):
-                if not self.has(each.digest):
+                if not self.holds(each):
                     continue
                 digests = [each.digest]
-                if each.media_type not in model.INDEXES:
+                # One that is damaged keeps nobody from the others.
+                with contextlib.suppress(ImageError):
                     digests.append(self.manifest(each).config.digest)
                 if any(digest.partition(":")[2].startswith(start) for digest in digests):
                     found.setdefault(each.digest, each)
@@ -230,8 +223,18 @@ class Store(Blobs):
         return model.decode_manifest(raw, found.media_type, found.digest)
 
     def _inner(self, index: Descriptor) -> tuple[Descriptor, ...]:
-        document = self.document(index) if self.has(index.digest) else None
+        try:
+            document = self.document(index)
+        except ImageError:
+            return ()
         return document.manifests if isinstance(document, Index) else ()
+
+    def holds(self, entry: Descriptor) -> bool:
+        """Is what an entry of the index, which others may have written, speaks of there?"""
+        try:
+            return self.has(entry.digest)
+        except ImageError:
+            return False
 
     def image(self, found: Descriptor, wanted: Platform | None = None) -> Descriptor:
         """
@@ -278,25 +281,35 @@ class Store(Blobs):
             )
         return config
 
-    def needed(self, found: Descriptor) -> set[str]:
+    def needed(self, found: Descriptor, *, whole: bool = True) -> set[str]:
         """
         The digests of all that an image or an index needs: documents, blobs, layers with those below them.
 
-        Of an index only what is there counts.
+        Of an index only what is there counts; with *whole* false, of all that can be read.
 
         Raises:
-            ImageError: A document is missing.
+            ImageError: A document is missing, or damaged.
         """
-        document = self.document(found)
-        digests = {found.digest}
-        if isinstance(document, Index):
-            for inner in document.manifests:
-                if self.has(inner.digest):
-                    digests |= self.needed(inner)
-            return digests
-        digests |= {document.config.digest, *(layer.digest for layer in document.layers)}
-        if document.config.media_type in model.CONFIGS and self.has(document.config.digest):
-            digests |= set(model.chain_ids(self.config(document).rootfs.diff_ids))
+        digests: set[str] = set()
+        read: set[str] = set()
+        waiting = [found]
+        while waiting:
+            each = waiting.pop()
+            if each.digest in read:
+                continue
+            read.add(each.digest)
+            digests.add(each.digest)
+            try:
+                document = self.document(each)
+                if isinstance(document, Index):
+                    waiting += [inner for inner in document.manifests if self.has(inner.digest)]
+                    continue
+                digests |= {document.config.digest, *(layer.digest for layer in document.layers)}
+                if document.config.media_type in model.CONFIGS and self.has(document.config.digest):
+                    digests |= set(model.chain_ids(self.config(document).rootfs.diff_ids))
+            except ImageError:
+                if whole:
+                    raise
         return digests
 
     # ---- layers ---------------------------------------------------------------------------
@@ -348,10 +361,6 @@ class Store(Blobs):
 
     def __repr__(self) -> str:
         return f"<Store {self.path}>"
-
-
-class _Layout(msgspec.Struct):
-    version: str = msgspec.field(name="imageLayoutVersion")
 
 
 def name_of(entry: Descriptor) -> str:
