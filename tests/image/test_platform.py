@@ -60,8 +60,19 @@ def test_a_platform_has_one_name(text: str, same: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "amd64", "linux/", "/amd64", "linux/arm64/v8/x", "linux/ am", "linux/a\n", "linux/é", None, 3]
-    + ["linux/" + "x" * 65],
+    [
+        "",
+        "amd64",
+        "linux/",
+        "/amd64",
+        "linux/arm64/v8/x",
+        "linux/ am",
+        "linux/a\n",
+        "linux/é",
+        "x" * 65,
+        None,
+        3,
+    ],
 )
 def test_what_is_no_platform_is_refused(text: object) -> None:
     with pytest.raises(SpecError, match="platform"):
