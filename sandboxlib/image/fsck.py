@@ -57,8 +57,16 @@ def fsck(store: Store, *, repair: bool) -> tuple[Fault, ...]:
         ]
         if repair:
             with store.changing() as kept:
-                kept[:] = [entry for entry in kept if store.holds(entry)]
+                kept[:] = [entry for entry in kept if _readable(store, entry)]
     return tuple(dict.fromkeys(faults))
+
+
+def _readable(store: Store, entry: Descriptor) -> bool:
+    try:
+        store.document(entry)
+    except ImageError:
+        return False
+    return True
 
 
 def _index(store: Store, error: ImageError, *, repair: bool) -> Fault:
@@ -105,7 +113,7 @@ def _images(store: Store, entries: tuple[Descriptor, ...], *, repair: bool) -> l
         try:
             document = store.document(entry)
         except ImageError as error:
-            found.append(Fault("damaged", entry.digest, str(error)))
+            found.append(Fault("damaged", entry.digest, str(error), repair and entry in entries))
             continue
         if isinstance(document, model.Index):
             # Of other platforms nothing need be there.

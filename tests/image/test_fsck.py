@@ -58,6 +58,17 @@ def test_a_name_whose_manifest_is_gone_goes_with_repair_and_no_other(store: Stor
     assert store.fsck() == ()
 
 
+def test_an_entry_that_calls_its_image_something_else_goes_with_repair(store: Store) -> None:
+    put(store, A)
+    path = Path(store.path, "index.json")
+    path.write_text(path.read_text().replace(model.OCI_MANIFEST, model.DOCKER_LIST))
+    (fault,) = store.fsck()
+    assert "says that it is an index" in fault.text
+    assert [fault.repaired for fault in store.fsck(repair=True)] == [True]
+    assert store.names() == []
+    assert store.fsck() == ()
+
+
 def test_what_is_not_named_by_a_digest_is_no_blob(store: Store) -> None:
     strange = Path(store.path, "blobs/sha256/not-a-digest")
     strange.write_bytes(b"x")
