@@ -139,8 +139,14 @@ def _put_raw(tar: tarfile.TarFile, name: str, raw: bytes) -> None:
 def _save_oci(
     store: Store, chosen: Sequence[tuple[str, Descriptor]], path: str, cancelled: Cancelled
 ) -> None:
+    digests = _blobs_of(store, chosen)
     with _new_tar(path) as tar:
-        for digest in _blobs_of(store, chosen):
+        # skopeo gives folders that are not in it to root, which it can only as root.
+        for name in ("blobs", *sorted({f"blobs/{digest.partition(':')[0]}" for digest in digests})):
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(info)
+        for digest in digests:
             cancelled()
             with store.open_blob(digest) as source:
                 _put(tar, f"blobs/{digest.replace(':', '/')}", os.fstat(source.fileno()).st_size, source)

@@ -30,6 +30,7 @@ from images import layer, put, put_index, tree_of
 from tars import diff_id
 
 pytestmark = pytest.mark.leaks
+TESTS = Path(__file__).parent.parent
 
 A, B = "docker.io/library/a:1", "registry.example:5000/team/b:2"
 
@@ -257,6 +258,29 @@ def test_what_skopeo_makes_is_taken_here(store: Store, other: Store, tmp_path: P
     assert other.fsck() == ()
 
 
+@pytest.mark.tool("skopeo")
+@pytest.mark.unprivileged
+@pytest.mark.parametrize("format_", ["oci", "docker"])
+def test_skopeo_takes_it_without_root(
+    as_user: Callable[..., subprocess.CompletedProcess[str]], format_: str
+) -> None:
+    script = f"""
+import os, subprocess, sys, tempfile
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
+from images import layer, put
+from sandboxlib.image.locks import never
+from sandboxlib.image.saving import save
+from sandboxlib.image.store import Store
+with tempfile.TemporaryDirectory() as top:
+    store = Store(top + "/store")
+    image = put(store, {A!r}, [layer(1), layer(2)])
+    save(store, [({A!r}, image)], top + "/made", {format_!r}, never)
+    environment = os.environ | {{"TMPDIR": top, "HOME": top}}
+    subprocess.run(["skopeo", "inspect", "{format_}-archive:" + top + "/made"], env=environment, check=True)
+"""
+    assert '"Architecture"' in as_user(script).stdout
+
+
 @pytest.mark.root
 @pytest.mark.tool("podman")
 @pytest.mark.parametrize("format_", ["oci", "docker"])
@@ -373,7 +397,7 @@ def test_an_index_that_lists_the_same_a_thousand_times_is_read_once(
     for _ in range(4):
         raw = json.dumps({"schemaVersion": 2, "manifests": [entry] * 1000}).encode()
         entry = {"mediaType": model.OCI_INDEX, "digest": diff_id(raw), "size": len(raw)}
-        files[f"blobs__sha256__{entry['digest'][7:]}"] = raw
+        files[f"blobs__sha256__{diff_id(raw)[7:]}"] = raw
     path = tmp_path / "archive.tar"
     path.write_bytes(_tar(index_json=_layout(**entry), **files))
     ((_, found),) = load(other, str(path), never)
@@ -381,7 +405,7 @@ def test_an_index_that_lists_the_same_a_thousand_times_is_read_once(
     # One index more, and there are too many.
     raw = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
     entry = {"mediaType": model.OCI_INDEX, "digest": diff_id(raw), "size": len(raw)}
-    files[f"blobs__sha256__{entry['digest'][7:]}"] = raw
+    files[f"blobs__sha256__{diff_id(raw)[7:]}"] = raw
     path.write_bytes(_tar(index_json=_layout(**entry), **files))
     with pytest.raises(ImageError, match="without an end"):
         load(Store(str(tmp_path / "third")), str(path), never)

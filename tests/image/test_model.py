@@ -144,9 +144,10 @@ def test_what_is_no_manifest_says_why(document: object, said: str, text: str) ->
 @pytest.mark.parametrize("media_type", ["", *model.MANIFESTS, *model.INDEXES])
 def test_nothing_is_read_as_a_manifest_by_some_and_as_an_index_by_others(media_type: str) -> None:
     # CVE-2021-41190: what is checked as one would be run as the other.
-    for more in ({"manifests": []}, {"manifests": None}, {"manifests": INDEX["manifests"]}):
+    lists: tuple[object, ...] = ([], None, INDEX["manifests"])
+    for manifests in lists:
         with pytest.raises(ImageError, match="as a manifest and as an index"):
-            decode_manifest(raw(MANIFEST | more), media_type)
+            decode_manifest(raw(MANIFEST | {"manifests": manifests}), media_type)
     for document in (INDEX | {"layers": []}, INDEX | {"config": None}):
         with pytest.raises(ImageError, match="as a manifest and as an index"):
             decode_manifest(raw(document), media_type)

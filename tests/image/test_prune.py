@@ -104,7 +104,12 @@ def test_one_image_that_goes_takes_only_what_is_its_own(store: Store) -> None:
 
 def test_whoever_adds_is_waited_for(store: Store) -> None:
     pruned = threading.Event()
-    thread = threading.Thread(target=lambda: (store.prune(all=True), pruned.set()))
+
+    def prune() -> None:
+        store.prune(all=True)
+        pruned.set()
+
+    thread = threading.Thread(target=prune)
     with store.growing():
         thread.start()
         digest = store.add(b"not named yet")
@@ -193,7 +198,8 @@ def test_an_index_of_indexes_is_gone_through_once(store: Store) -> None:
     # Each lists the one below it a hundred times: else that would be a hundred to the power of 200.
     image = put(store, "")
     platform = {"os": "linux", "architecture": "amd64"}
-    entry = {
+    top = image
+    entry: dict[str, object] = {
         "mediaType": image.media_type,
         "digest": image.digest,
         "size": image.size,
@@ -203,8 +209,8 @@ def test_an_index_of_indexes_is_gone_through_once(store: Store) -> None:
         raw = json.dumps(
             {"schemaVersion": 2, "mediaType": model.OCI_INDEX, "manifests": [entry] * 100}
         ).encode()
-        entry |= {"mediaType": model.OCI_INDEX, "digest": store.add(raw), "size": len(raw)}
-    top = Descriptor(model.OCI_INDEX, str(entry["digest"]), len(raw))
+        top = Descriptor(model.OCI_INDEX, store.add(raw), len(raw))
+        entry |= {"mediaType": top.media_type, "digest": top.digest, "size": top.size}
     store.tag(A, top)
     store.prune()
     assert store.has(image.digest)
