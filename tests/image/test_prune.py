@@ -251,7 +251,14 @@ def test_a_program_that_is_started_has_no_part_in_a_lease(store: Store) -> None:
     image = put(store, A)
     kept = store.lease(image)
     # It is given all descriptors that it can have, and outlives the lease.
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as other:
+    with subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False, bufsize=0
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        # Once it answers it opens and closes nothing any more.
+        other.stdin.write(b"x")
+        assert other.stdout.read(1) == b"x"
         assert store.prune(all=True).images == 0
         (name,) = os.listdir(Path(store.path, "leases"))
         kept.close()
