@@ -11,6 +11,7 @@ them. A row is a file of tests/kernel, by the first line of its docstring.
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ and said so.
 """
 
 
+@functools.cache
 def titles() -> dict[str, str]:
     """The first line of each file's docstring, by the file's name."""
     found = {}
