@@ -7,8 +7,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
 
 import nox
 from nox.command import CommandFailed
@@ -30,15 +33,38 @@ UNSTEADY = 3
 
 # Boots a kernel of its own and runs a command in it: see docs/contributing/lab.md.
 LAB = HERE / "tools" / "lab"
-LAB_KERNEL = os.environ.get("SANDBOXLIB_LAB_KERNEL", "uml")
 # What the lab exists for: not met there is an error there, whatever is mandatory here.
 LAB_MUST_RUN = "lab,userns,netns,overlay"
 LAB_CGROUPS = "cgroup2:memory,cgroup2:cpu,cgroup2:io,cgroup2:pids"
-# In which ways to be allowed the tests run there, with what has to be met, and the lab's options.
+
+
+class Place(NamedTuple):
+    """One way to run tests in the lab: what has to be met there, the lab's options, and which tests."""
+
+    must_run: str
+    options: Sequence[str]
+    kernel: str = "uml"
+    # An expression of marks; without one it is every test.
+    marks: str = ""
+
+
+# The first three run all tests: in three ways to be allowed. The others run what only they can show.
 LAB_PLACES = {
-    "root": (f"{LAB_MUST_RUN},{LAB_CGROUPS},root", ["--as", "root"]),
-    "user": (f"{LAB_MUST_RUN},{LAB_CGROUPS},unprivileged", ["--as", "user"]),
-    "session": (f"{LAB_MUST_RUN},unprivileged", ["--as", "session", "--no-subids"]),
+    "root": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},root", ["--as", "root"]),
+    "user": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},unprivileged", ["--as", "user"]),
+    "session": Place(f"{LAB_MUST_RUN},unprivileged", ["--as", "session", "--no-subids"]),
+    "qemu": Place(
+        f"{LAB_MUST_RUN},{LAB_CGROUPS},root,cgroup2:cpuset,psi,landlock,namespace,bridge",
+        ["--as", "root"],
+        kernel="6.12",
+        marks="qemu",
+    ),
+    "qemu-user": Place(
+        f"{LAB_MUST_RUN},{LAB_CGROUPS},unprivileged,cgroup2:cpuset,psi",
+        ["--as", "user"],
+        kernel="6.1",
+        marks="qemu",
+    ),
 }
 
 
@@ -146,7 +172,7 @@ def twice(session: nox.Session, run: Run, arguments: Sequence[str], record: Path
 
 @nox.session
 def lab(session: nox.Session) -> None:
-    """Run the tests in a virtual machine with cgroup v2 only, as root and as plain users."""
+    """Run the tests in virtual machines with cgroup v2 only, as root and as plain users."""
     install(session, "test")
     with records_of_a_run() as folder:
         if not run_in_lab(session, Path(folder)):
@@ -155,55 +181,74 @@ def lab(session: nox.Session) -> None:
 
 def run_in_lab(session: nox.Session, records: Path) -> bool:
     """
-    Run the tests in the lab, in each way to be allowed; tell whether all passed.
+    Run the tests in the lab, in each of `LAB_PLACES`; tell whether all passed.
 
-    Leaves in *records* one file for each way with the tests that passed.
+    Leaves in *records* one file for each place with the tests that passed.
     """
     records.chmod(0o1777)  # the plain user in the machine writes here too
-    success = True
-    wanted = os.environ.get("SANDBOXLIB_LAB_PLACES", ",".join(LAB_PLACES))
-    for place in wanted.split(","):
-        must_run, options = LAB_PLACES[place]
-        fixed = {
-            "SANDBOXLIB_LAB": place,
-            "SANDBOXLIB_MUST_RUN": must_run,
-            # The checkout is read-only there.
-            "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
-        }
-        # The other tests are the same on every machine, and slow in that one.
-        chosen = any(argument.startswith("tests") for argument in session.posargs)
-        paths = [] if chosen else ["tests/kernel"]
-        python = str(Path(session.bin) / "python")
-        pytest = [
-            python,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            "--timeout=600",
-            "-m",
-            "not slow",
-        ]
-        machine = ["python", str(LAB), "--kernel", LAB_KERNEL, "--timeout", "3600", *options]
-        machine += ["--rw", str(records)]
+    # The other tests are the same on every machine, and slow in that one.
+    chosen = any(argument.startswith("tests") for argument in session.posargs)
+    paths = [] if chosen else ["tests/kernel"]
+    # Who names a file wants it where all tests run: it may have nothing for the other places.
+    usual = [name for name, place in LAB_PLACES.items() if not (chosen and place.marks)]
 
-        def in_the_machine(
-            arguments: Sequence[str],
-            settings: Mapping[str, str],
-            command: tuple[str, ...] = (
-                *machine,
-                *(f"--env={name}={value}" for name, value in fixed.items()),
-            ),
-            pytest: tuple[str, ...] = tuple(pytest),
-        ) -> None:
-            environment = [f"--env={name}={value}" for name, value in settings.items()]
-            session.run(*command, *environment, "--", *pytest, *arguments, external=True)
+    def passes(name: str) -> bool:
+        session.log(f"in the lab, {name}:")
+        success = twice(
+            session, in_the_lab(session, name, records), [*paths, *session.posargs], records / name
+        )
+        if not success:
+            session.warn(f"the tests failed in the lab: {name}")
+        return success
 
-        session.log(f"in the lab, as {place}:")
-        if not twice(session, in_the_machine, [*paths, *session.posargs], records / place):
-            session.warn(f"the tests failed in the lab as {place}")
-            success = False
-    return success
+    names = os.environ.get("SANDBOXLIB_LAB_PLACES", ",".join(usual)).split(",")
+    # A machine of User-mode Linux has one CPU.
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as machines:
+        return all(list(machines.map(passes, names)))
+
+
+@contextmanager
+def labelled(name: str) -> Iterator[int]:
+    """A descriptor; what is written to it is printed line by line, with *name* in front."""
+    read, write = os.pipe()
+
+    def show() -> None:
+        with open(read, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                print(f"{name}: {line}", end="", flush=True)
+
+    thread = Thread(target=show)
+    thread.start()
+    try:
+        yield write
+    finally:
+        os.close(write)
+        thread.join()
+
+
+def in_the_lab(session: nox.Session, name: str, records: Path) -> Run:
+    """Return what runs pytest in one place of the lab."""
+    place = LAB_PLACES[name]
+    python = str(Path(session.bin) / "python")
+    kernel = os.environ.get("SANDBOXLIB_LAB_KERNEL", place.kernel)
+    machine = ["python", str(LAB), "--kernel", kernel, "--timeout", "3600", *place.options]
+    machine += ["--rw", str(records)]
+    pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600"]
+    pytest += ["-m", f"({place.marks}) and not slow" if place.marks else "not slow"]
+    fixed = {
+        "SANDBOXLIB_LAB": name,
+        "SANDBOXLIB_MUST_RUN": place.must_run,
+        # The checkout is read-only there.
+        "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
+    }
+
+    def run(arguments: Sequence[str], settings: Mapping[str, str]) -> None:
+        environment = [f"--env={name}={value}" for name, value in {**fixed, **settings}.items()]
+        command = [*machine, *environment, "--", *pytest, *arguments]
+        with labelled(name) as output:
+            session.run(*command, external=True, stdout=output)
+
+    return run
 
 
 @nox.session

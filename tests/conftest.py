@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for usage, _ in needs.NEEDS.values():
         config.addinivalue_line("markers", usage)
     config.addinivalue_line("markers", "leaks: check that nothing is left behind, as in tests/kernel")
+    config.addinivalue_line("markers", "qemu: shows what User-mode Linux cannot; the lab runs it in QEMU too")
     # A shell that starts the tests in the background, or nohup, makes them deaf, and all that they start.
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),

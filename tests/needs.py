@@ -299,6 +299,16 @@ def landlock(abi: str) -> str | None:
     return None if version >= int(abi or 1) else f"Landlock here has ABI {version}"
 
 
+@need("psi")
+def psi(_: str) -> str | None:
+    """The kernel counts pressure, and does not only have the files."""
+    try:
+        Path("/proc/pressure/cpu").read_text()
+    except OSError as error:
+        return f"/proc/pressure/cpu: {error.strerror}"
+    return None
+
+
 #: Made in a network namespace of its own, which is gone at once.
 BRIDGE = """
 ip link add name br0 type bridge && ip link add name v0 type veth peer name v1 || exit

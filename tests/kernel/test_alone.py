@@ -56,6 +56,7 @@ def test_a_new_namespace_of_each_kind(kind: str) -> None:
     space.close()
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_callers_own_and_one_that_is_joined(kind: str) -> None:
     with Namespace.host(kind).open() as own, Namespace.of("self", kind).open() as same:
@@ -120,6 +121,7 @@ def test_a_user_namespace_has_the_ids_that_were_asked_for() -> None:
     assert done.stdout.split() == [b"0", b"300000", b"10", b"5", b"400000", b"20"]
 
 
+@pytest.mark.qemu
 @pytest.mark.root
 @pytest.mark.namespace("time")
 def test_a_time_namespace_has_its_offsets() -> None:

@@ -126,6 +126,7 @@ def _cpu(group: Group) -> float:
     return stats.usage
 
 
+@pytest.mark.qemu
 @pytest.mark.cgroup("cpuset")
 def test_pinning_holds_inside(make: Make) -> None:
     cpu = max(os.sched_getaffinity(0))
@@ -134,6 +135,7 @@ def test_pinning_holds_inside(make: Make) -> None:
     assert (status, out) == (0, b"{%d}\n" % cpu)
 
 
+@pytest.mark.qemu
 @pytest.mark.cgroup("cpuset")
 def test_a_cpu_that_is_not_there_is_refused(make: Make) -> None:
     with pytest.raises(SpecError) as caught:

@@ -14,6 +14,7 @@ from sandboxlib.cgroup import CGroup
 from sandboxlib.errors import KernelError, StateError
 from sandboxlib.kernel.cgroup import Group
 
+import needs
 from groups import (
     HOG,
     Make,
@@ -211,22 +212,12 @@ def test_a_group_that_cannot_be_emptied_is_named(make: Make) -> None:
     assert not os.path.exists(inner)
 
 
-def _counts_pressure() -> bool:
-    """Does this kernel count it, and not only have the file?"""
-    try:
-        with open("/proc/pressure/cpu", encoding="ascii") as file:
-            return bool(file.read())
-    except OSError:
-        return False
-
-
+@pytest.mark.qemu
+@pytest.mark.psi
 @pytest.mark.cgroup2("cpu")
-def test_pressure_is_told_where_the_kernel_counts_it(make: Make) -> None:
+def test_pressure_is_told(make: Make) -> None:
     group = make(cpu_max=0.2)
     before = group.stats()
-    if not _counts_pressure():
-        assert before.pressure is None
-        return
     assert before.pressure is not None
     spin = "import time\nend = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
     assert run(group, *python(spin))[0] == 0
@@ -236,3 +227,9 @@ def test_pressure_is_told_where_the_kernel_counts_it(make: Make) -> None:
     # It ran for a fifth of the time, and waited for the rest.
     assert after["cpu"].some.total - before.pressure["cpu"].some.total > 0.5
     assert 0 <= after["cpu"].some.avg10 <= 1
+
+
+@pytest.mark.cgroup2("cpu")
+def test_pressure_is_none_just_where_the_kernel_does_not_count_it(make: Make) -> None:
+    counts = needs.NEEDS["psi"][1]("") is None
+    assert (make(cpu_max=0.5).stats().pressure is not None) == counts

@@ -63,6 +63,7 @@ def _nothing_is_left(lab: Lab) -> Iterator[None]:
     )
 
 
+@pytest.mark.qemu
 def test_what_is_inside(lab: Lab) -> None:
     result = lab.run(
         """
@@ -200,6 +201,7 @@ with Network.bridge("held", subnet="10.8.0.0/24").open() as net:
     assert lab.run(code) == ["10.8.0.1", empty, True, {"me": "10.8.0.2"}, {"held": ["10.8.0.2"]}, empty]
 
 
+@pytest.mark.qemu
 def test_ports(lab: Lab) -> None:
     code = """
 net = Network.bridge("p")

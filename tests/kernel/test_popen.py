@@ -135,6 +135,7 @@ def test_a_command_that_does_not_read_is_no_error_at_the_end() -> None:
         assert process.returncode == 0
 
 
+@pytest.mark.qemu
 @pytest.mark.landlock(1)
 def test_descriptors_and_files_can_be_handed_in(tmp_path: Any) -> None:
     (tmp_path / "in").write_bytes(b"from a file\n")

@@ -343,6 +343,7 @@ def test_shared_memory_and_queues_of_the_host_are_out_of_reach() -> None:
 # --- clocks, cgroups -------------------------------------------------------------------------------
 
 
+@pytest.mark.qemu
 @pytest.mark.root
 @pytest.mark.namespace("time")
 def test_clocks_are_the_sandboxs_own() -> None:

@@ -91,6 +91,7 @@ with open(path) as file:
 """
 
 
+@pytest.mark.qemu
 @WHO
 @pytest.mark.landlock(3)
 def test_a_file_that_is_read_cannot_be_opened_for_writing(who: str, tmp_path: Path) -> None:
