@@ -50,9 +50,14 @@ class Place(NamedTuple):
 
 # The first three run all tests: in three ways to be allowed. The others run what only they can show.
 LAB_PLACES = {
-    "root": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},root", ["--as", "root"]),
+    "root": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},root,apparmor", ["--as", "root"]),
     "user": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},unprivileged", ["--as", "user"]),
     "session": Place(f"{LAB_MUST_RUN},unprivileged", ["--as", "session", "--no-subids"]),
+    "selinux": Place(
+        f"{LAB_MUST_RUN},{LAB_CGROUPS},root,selinux",
+        ["--as", "root", "--append", "security=selinux selinux=1"],
+        marks="selinux",
+    ),
     "qemu": Place(
         f"{LAB_MUST_RUN},{LAB_CGROUPS},root,cgroup2:cpuset,psi,landlock,namespace,bridge",
         ["--as", "root"],

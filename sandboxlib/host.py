@@ -59,6 +59,7 @@ class Host:
         namespaces: Kinds that the kernel has, in OCI's names.
         userns_hint: Why user namespaces cannot be made, or empty.
         landlock: Version of the Landlock ABI, 0 without.
+        labels: Security modules that are active and give programs labels: ``apparmor``, ``selinux``.
         hidden: System calls that are not to be had: the kernel is too old, or a filter hides them.
         subuids, subgids: Subordinate (start, count), if newuidmap(1) and newgidmap(1) can be used.
         cgroups: Where cgroups can be made.
@@ -81,6 +82,7 @@ class Host:
     groups: tuple[int, ...] = ()
     userns_hint: str = ""
     landlock: int = 0
+    labels: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
     subuids: tuple[int, int] | None = None
     subgids: tuple[int, int] | None = None

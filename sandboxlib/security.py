@@ -126,8 +126,8 @@ class Security:
             and hard limit, or one number for both.
         landlock: ``{"/usr": "rx", "/work": "rwx"}``: with it, files can be read, written and executed
             below these paths only, whatever their permission bits.
-        apparmor: Name of a profile that the host has loaded.
-        selinux: Label such as ``"system_u:system_r:container_t:s0:c1,c2"``.
+        apparmor: Name of a profile that the host has loaded, apparmor_parser(8); commands begin in it.
+        selinux: Label that commands begin in, such as ``"system_u:system_r:container_t:s0:c1,c2"``.
         masked_paths: Paths inside that show nothing; None for the OCI default.
         readonly_paths: Paths inside that cannot be written; None for the OCI default.
         devices: Devices of the host handed in by name, such as ``["/dev/net/tun"]``.

@@ -98,7 +98,7 @@ def has_capability(number: int) -> bool:
     return match is not None and bool(int(match[1], 16) >> number & 1)
 
 
-CAP_SYS_ADMIN = 21
+CAP_SYS_ADMIN, CAP_MAC_ADMIN = 21, 33
 
 
 @need("root")
@@ -307,6 +307,22 @@ def psi(_: str) -> str | None:
     except OSError as error:
         return f"/proc/pressure/cpu: {error.strerror}"
     return None
+
+
+@need("apparmor")
+def apparmor(_: str) -> str | None:
+    """AppArmor is active and takes profiles, and apparmor_parser is installed."""
+    if not (has_capability(CAP_MAC_ADMIN) and os.path.exists("/sys/kernel/security/apparmor/.replace")):
+        return "AppArmor is not active, or who runs the tests may load no profile"
+    return tool("apparmor_parser")
+
+
+@need("selinux")
+def selinux(_: str) -> str | None:
+    """SELinux is active and takes a policy, and checkpolicy is installed."""
+    if not os.access("/sys/fs/selinux/load", os.W_OK):
+        return "SELinux is not active, or who runs the tests may load no policy"
+    return tool("checkpolicy")
 
 
 #: Made in a network namespace of its own, which is gone at once.

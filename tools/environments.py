@@ -22,15 +22,21 @@ HEAD = """# What works where
 
 Made by `tools/environments.py` from the tests that passed in each environment: how many of a file's tests
 did, of all that passed in any. Fewer is not a fault: the others need what that environment does not have,
-and said so.
-
-| environment | what it is |
-|---|---|
-| `host` | root, Linux 6.18, cgroup v1 and a bare v2, Landlock, nftables, all namespaces |
-| `root` | root in the lab: Linux 6.1, cgroup v2 alone, one CPU, no Landlock, nftables or time namespace |
-| `user` | a user there with subordinate IDs and a delegated cgroup |
-| `session` | a user there with neither |
+and said so. The last environments run only the tests that need them.
 """
+
+ENVIRONMENTS = {
+    "host": "root, Linux 6.18, cgroup v1 and a bare v2, Landlock, nftables, all namespaces",
+    "root": "root in the lab: Linux 6.1, cgroup v2 alone, one CPU, no Landlock, nftables or time namespace",
+    "user": "a user there with subordinate IDs and a delegated cgroup",
+    "session": "a user there with neither",
+    "systemd": "a user there who is logged in: systemd is process 1 and is asked for a cgroup",
+    "selinux": "root there, with SELinux in place of AppArmor",
+    "qemu": "root in QEMU: Linux 6.12, cgroup v2 with cpuset and pressure, Landlock, nftables",
+    "qemu-user": "a user in QEMU: Linux 6.1, a delegated cgroup with cpuset and pressure",
+}
+#: Where only some tests run: what did not pass there was not tried.
+CHOSEN = ("systemd", "selinux", "qemu", "qemu-user")
 
 
 @functools.cache
@@ -55,20 +61,21 @@ def passed(lines: Iterable[str]) -> dict[str, set[str]]:
 
 def table(records: Mapping[str, Iterable[str]]) -> str:
     """The whole page, for records by the names of their environments."""
-    found = {name: passed(lines) for name, lines in records.items()}
-    lines = [
-        HEAD,
-        f"| | {' | '.join(f'`{name}`' for name in found)} |",
-        f"|---|{'---|' * len(found)}",
-    ]
+    found = {name: passed(records[name]) for name in ENVIRONMENTS if name in records}
+    lines = [HEAD, "| environment | what it is |", "|---|---|"]
+    lines += [f"| `{name}` | {ENVIRONMENTS[name]} |" for name in found]
+    lines += ["", f"| | {' | '.join(f'`{name}`' for name in found)} |", f"|---|{'---|' * len(found)}"]
     for file, title in titles().items():
         every = set().union(*(tests.get(file, set()) for tests in found.values()))
         cells = []
-        for tests in found.values():
+        for name, tests in found.items():
             number = len(tests.get(file, ()))
-            cells.append(
-                "all" if number == len(every) > 0 else f"{number} of {len(every)}" if number else "–"
-            )
+            if not number:
+                cells.append("" if name in CHOSEN else "–")
+            elif name in CHOSEN:
+                cells.append(str(number))
+            else:
+                cells.append("all" if number == len(every) else f"{number} of {len(every)}")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -78,8 +85,8 @@ def main(arguments: list[str]) -> None:
     records = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
-        if not equals:
-            sys.exit(f"{argument!r} is not NAME=RECORD")
+        if not equals or name not in ENVIRONMENTS:
+            sys.exit(f"{argument!r} is not NAME=RECORD with one of {', '.join(ENVIRONMENTS)}")
         records[name] = Path(path).read_text().splitlines()
     sys.stdout.write(table(records))
 

@@ -235,7 +235,10 @@ class Process:
         if report.error in (errno.ENOENT, errno.ENOTDIR):
             raise CommandNotFoundError(os.fsdecode(request.argv[0]), self.args, report.error)
         if report.error in (errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.EPERM, errno.ELOOP):
-            raise CommandNotExecutableError(path, self.args, report.error)
+            security = self.engine.spec.security
+            label = security and (security.apparmor or security.selinux)
+            detail = f"the file, or the change to {label}, is not permitted" if label else ""
+            raise CommandNotExecutableError(path, self.args, report.error, detail)
         raise KernelError(report.error, f"execve({path!r})", "the command")
 
     # ---- while it runs --------------------------------------------------------------------

@@ -69,6 +69,7 @@ def probe() -> Host:
         namespaces=present,
         userns_hint=_userns_hint(privileged),
         landlock=_landlock(),
+        labels=_labels(),
         hidden=hidden(),
         subuids=subuids,
         subgids=subgids,
@@ -99,6 +100,22 @@ def _landlock() -> int:
         if error.errno in (1, 38, 95):
             return 0
         raise
+
+
+def _labels() -> frozenset[str]:
+    """The security modules that label programs: asked of the kernel itself, for /sys may be hidden."""
+    found = set()
+    try:
+        # EINVAL where it is built in and not active: proc_pid_attr(5).
+        if read_file("/proc/self/attr/apparmor/current"):
+            found.add("apparmor")
+    except KernelError as error:
+        if error.errno not in (2, 22):
+            raise
+    # Registered only if SELinux is switched on.
+    if b"\tselinuxfs\n" in read_file("/proc/filesystems"):
+        found.add("selinux")
+    return frozenset(found)
 
 
 def _number(path: str) -> int | None:

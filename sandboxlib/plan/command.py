@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sandboxlib.host import Host
-from sandboxlib.plan import ceilings
+from sandboxlib.plan import ceilings, labels
 from sandboxlib.plan.confine import confine
 from sandboxlib.plan.flags import (
     AT_FDCWD,
@@ -156,6 +156,7 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
     ]
     child = (*steps, *confine(spec, host, kind.foreign))
     before = (
+        *(labels.outside(spec.security, host) if spec.security else ()),
         *raised(spec, host, kind),
         # Before it can be seen from inside, and before it gives up the rights that protect it as
         # well: the memory is the launcher's too. execve sets it back.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sandboxlib.errors import UnsupportedError
 from sandboxlib.host import Host
+from sandboxlib.plan import labels
 from sandboxlib.plan.filters import compiled
 from sandboxlib.plan.flags import (
     AT_FDCWD,
@@ -51,11 +52,6 @@ def confine(spec: SandboxSpec, host: Host, foreign: bool) -> tuple[Step, ...]:
     """
     on = active(spec.without)
     security = spec.security or Security()
-    for field, label in (("apparmor", security.apparmor), ("selinux", security.selinux)):
-        if label is not None:
-            raise UnsupportedError(
-                f"security.{field}", f"the {field} security module, which is not active here"
-            )
     keep = sum(1 << CAPABILITIES[name] for name in security.capabilities)
     everything = (1 << (LAST_CAPABILITY + 1)) - 1
     if "no-capabilities" not in on:
@@ -96,7 +92,7 @@ def confine(spec: SandboxSpec, host: Host, foreign: bool) -> tuple[Step, ...]:
         where = steps if "no-new-privileges" in on else rights
         where.append(Call("keyctl", (KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0), "an empty session keyring"))
     steps.extend(_capset(keep, ambient=bool(uid)))
-    cage = [*_landlock(security, host, on, foreign)]
+    cage = [*labels.inside(security, host), *_landlock(security, host, on, foreign)]
     cage.append(
         Call(
             "close_range",

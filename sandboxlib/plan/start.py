@@ -16,7 +16,7 @@ from functools import lru_cache
 from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.host import Host
 from sandboxlib.namespace import IdRange, Namespace
-from sandboxlib.plan import ceilings, network, overlay
+from sandboxlib.plan import ceilings, labels, network, overlay
 from sandboxlib.plan.flags import (
     AF_INET,
     AT_FDCWD,
@@ -319,6 +319,8 @@ def _init(
     )
     yield Call("prctl", (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "pid 1 gains nothing by execve either")
     yield Call("setsid", (), "no terminal of the caller's")
+    if spec.security is not None:
+        yield from labels.tried(spec.security, host)
     if "uts" not in fixed:
         name = (spec.hostname or "sandbox").encode()
         yield Call("sethostname", (name, len(name)), "the sandbox's own name", text=f'"{name.decode()}"')

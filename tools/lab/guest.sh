@@ -118,6 +118,8 @@ manager() {
     $b mount -t tmpfs -o mode=1777 shm /dev/shm
     $b mount -t mqueue mqueue /dev/mqueue
     $b mount -t securityfs security /sys/kernel/security 2>/dev/null
+    # Only there where SELinux is switched on.
+    $b mount -t selinuxfs selinux /sys/fs/selinux 2>/dev/null
     $b mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
     cd /sys/fs/cgroup
     controllers=
