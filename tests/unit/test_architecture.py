@@ -36,6 +36,7 @@ MEMBERS: dict[str, str] = {
     "host": "values",
     "namespace": "values",
     "cgroup": "values",
+    "cgroup_fields": "values",
     "reference": "values",
     "addresses": "values",
     "rootfs": "values",

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sandboxlib.cgroup import MINIMAL_DEVICES, CGroup, DeviceRule, require
+from sandboxlib.cgroup import MINIMAL_DEVICES, CGroup, require
+from sandboxlib.cgroup_fields import DeviceRule
 from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.host import CGroupHost
 
@@ -94,6 +95,12 @@ def test_nothing_set_is_empty() -> None:
         ("io_max", [("8:0", {})]),
         ("io_max", [("8:0", {"rps": 1})]),
         ("io_max", [("8:0", {"rbps": 1}), ("8:0", {"wbps": 1})]),
+        ("io_latency", [("8:0", 0)]),
+        ("io_latency", [("8:0", "10ms")]),
+        ("io_latency", [("8:0", None)]),
+        ("io_latency", [("8:0", 5), ("8:0", 6)]),
+        ("cpuset_cpus_partition", "exclusive"),
+        ("cpuset_cpus_partition", True),
         ("devices", "c 1:3 rwm"),
         ("devices", ["c 1:3"]),
         ("devices", ["x 1:3 rwm"]),
@@ -138,6 +145,7 @@ def test_an_unknown_field_is_refused() -> None:
     [
         ("cpu_weight", {"cpu_idle": True, "cpu_weight": 100}),
         ("memory_min", {"memory_max": "1M", "memory_min": "2M"}),
+        ("cpuset_cpus_partition", {"cpuset_mems": "0", "cpuset_cpus_partition": "root"}),
         ("memory_low", {"memory_max": "1M", "memory_low": "max"}),
         ("unified", {"memory_max": "1M", "unified": {"memory.max": "1"}}),
     ],
@@ -196,6 +204,8 @@ def test_raw_files_need_the_controller_of_their_name() -> None:
         {"memory_low": "1M"},
         {"memory_min": "1M"},
         {"memory_oom_group": True},
+        {"io_latency": [("8:0", 10_000)]},
+        {"cpuset_cpus_partition": "root", "cpuset_cpus": "1"},
         {"memory_swap_max": 0},
         {"unified": {"memory.high": "1M"}},
     ],

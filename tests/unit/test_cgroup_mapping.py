@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxlib.cgroup import MINIMAL_DEVICES, CGroup, DeviceRule
+from sandboxlib.cgroup import MINIMAL_DEVICES, CGroup
+from sandboxlib.cgroup_fields import DeviceRule
 from sandboxlib.errors import UnsupportedError
 from sandboxlib.kernel.cgroup import mapping
 from sandboxlib.kernel.cgroup.devices import emit
@@ -33,7 +34,9 @@ def test_v2_files() -> None:
         cpu_weight=10,
         cpuset_cpus="0-3,6",
         cpuset_mems="0",
+        cpuset_cpus_partition="isolated",
         pids_max="max",
+        io_latency=[("8:0", 500), ("/dev/vda", "max")],
         io_max=[("/dev/vda", {"wiops": 5, "rbps": "max"}), ("8:0", {"wbps": 7})],
         io_weight=200,
         hugetlb_max={"2MB": "4M", "1GB": 0},
@@ -50,9 +53,12 @@ def test_v2_files() -> None:
         ("cpu.max", "50000 100000"),
         ("cpuset.mems", "0"),
         ("cpuset.cpus", "0-3,6"),
+        ("cpuset.cpus.partition", "isolated"),
         ("pids.max", "max"),
         ("io.max", "254:0 rbps=max wiops=5"),
         ("io.max", "8:0 wbps=7"),
+        ("io.latency", "8:0 target=500"),
+        ("io.latency", "254:0 target=max"),
         ("io.weight", "default 200"),
         ("hugetlb.1GB.max", "0"),
         ("hugetlb.2MB.max", "4194304"),

@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Iterable
 
-from sandboxlib.cgroup import DeviceRule
+from sandboxlib.cgroup_fields import DeviceRule
 from sandboxlib.errors import KernelError, UnsupportedError
 
 # One instruction: opcode, registers (source in the high half), jump offset, constant.

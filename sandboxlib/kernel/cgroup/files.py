@@ -193,7 +193,7 @@ def until(done: Callable[[], bool], patience: float = PATIENCE) -> bool:
     return True
 
 
-def disks(devices: Iterable[str]) -> dict[str, str]:
+def disks(devices: Iterable[str], field: str = "io_max") -> dict[str, str]:
     """
     The ``major:minor`` of each disk, given so or by path.
 
@@ -209,16 +209,16 @@ def disks(devices: Iterable[str]) -> dict[str, str]:
             try:
                 status = os.stat(device)
             except OSError as problem:
-                raise SpecError("io_max", device, f"a disk ({problem.strerror})") from None
+                raise SpecError(field, device, f"a disk ({problem.strerror})") from None
             if status.st_mode & 0o170000 != 0o060000:
-                raise SpecError("io_max", device, "a block device")
+                raise SpecError(field, device, "a block device")
             name = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         if not os.path.exists(f"/sys/dev/block/{name}"):
-            raise SpecError("io_max", device, "a disk of this machine (see lsblk)")
+            raise SpecError(field, device, "a disk of this machine (see lsblk)")
         if os.path.exists(f"/sys/dev/block/{name}/partition"):
-            raise SpecError("io_max", device, "a whole disk; the kernel has no limits for partitions")
+            raise SpecError(field, device, "a whole disk; the kernel has no limits for partitions")
         if name in found.values():
-            raise SpecError("io_max", device, "a disk that is named once")
+            raise SpecError(field, device, "a disk that is named once")
         found[device] = name
     return found
 

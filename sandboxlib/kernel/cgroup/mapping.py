@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from sandboxlib.cgroup import MINIMAL_DEVICES, CGroup, DeviceRule, Limit
+from sandboxlib.cgroup import MINIMAL_DEVICES, CGroup
+from sandboxlib.cgroup_fields import DeviceRule, Limit
 from sandboxlib.errors import UnsupportedError
 
 #: cpu.max's default period in microseconds; so the kernel's least quota is 0.01 CPUs.
@@ -42,7 +43,7 @@ def v2(spec: CGroup, disks: Mapping[str, str]) -> list[Write]:
 
     Args:
         spec: The limits.
-        disks: ``major:minor`` for each device of io_max.
+        disks: ``major:minor`` for each device of io_max and io_latency.
     """
     rows: list[Write] = []
     for field in ("memory_min", "memory_low", "memory_high", "memory_swap_max", "memory_max"):
@@ -64,11 +65,16 @@ def v2(spec: CGroup, disks: Mapping[str, str]) -> list[Write]:
         numbers = getattr(spec, field)
         if numbers is not None:
             rows.append(Write(field, "cpuset", "cpuset." + field[7:], spelled(numbers)))
+    if spec.cpuset_cpus_partition is not None:
+        word = spec.cpuset_cpus_partition
+        rows.append(Write("cpuset_cpus_partition", "cpuset", "cpuset.cpus.partition", word))
     if spec.pids_max is not None:
         rows.append(Write("pids_max", "pids", "pids.max", str(spec.pids_max)))
     for device, limits in spec.io_max or ():
         text = " ".join(f"{key}={value}" for key, value in limits)
         rows.append(Write("io_max", "io", "io.max", f"{disks[device]} {text}"))
+    for device, target in spec.io_latency or ():
+        rows.append(Write("io_latency", "io", "io.latency", f"{disks[device]} target={target}"))
     if spec.io_weight is not None:
         rows.append(Write("io_weight", "io", "io.weight", f"default {spec.io_weight}"))
     for size, value in spec.hugetlb_max or ():

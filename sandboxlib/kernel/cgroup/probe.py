@@ -127,7 +127,7 @@ def _find_v2(mount: Mount, own: str) -> CGroupHost:
     # An earlier start, or a program that started this one, has moved aside already.
     if os.path.basename(candidates[0]) == SUPERVISOR and len(candidates) > 1:
         del candidates[0]
-    usable = [folder for folder in candidates if _usable(folder)]
+    usable = [folder for folder in candidates if _usable(folder) and not _is_threaded(folder)]
     # A group that was handed over whole is meant for this. In any other, whoever manages it
     # (systemd) may take a controller away from its children, and the limits with it.
     if usable and usable[0] == candidates[0] and (_delegated(usable[0]) or _has_to_itself(usable[0])):
@@ -145,11 +145,12 @@ def _find_v2(mount: Mount, own: str) -> CGroupHost:
 
 
 def _explicit(folder: str) -> CGroupHost:
-    allowed = "an absolute path of a cgroup v2 folder that this program may write"
+    allowed = "an absolute path of a cgroup v2 folder that this program may write, and is not threaded"
     if (
         not folder.startswith("/")
         or not os.path.exists(f"{folder}/cgroup.controllers")
         or not _usable(folder)
+        or _is_threaded(folder)
     ):
         raise SpecError(VARIABLE, folder, allowed)
     return _host(folder.rstrip("/"), f"the folder in {VARIABLE} does not have the controller")
@@ -166,6 +167,16 @@ def _host(folder: str, hint: str) -> CGroupHost:
 
 def _usable(folder: str) -> bool:
     return _writable(folder, "cgroup.procs", "cgroup.subtree_control")
+
+
+def _is_threaded(folder: str) -> bool:
+    """Whether no group below can have a limit on memory or a process of its own: cgroup-v2.rst, Threads."""
+    try:
+        with open(f"{folder}/cgroup.type") as file:
+            return file.read().strip() != "domain"
+    except FileNotFoundError:
+        # The top of the hierarchy, which is a domain always.
+        return False
 
 
 def _writable(folder: str, *names: str) -> bool:

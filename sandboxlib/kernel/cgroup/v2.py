@@ -172,6 +172,9 @@ class Group(GroupBase[Leaf]):
             if self._program >= 0:
                 os.close(self._program)
             _passed_on.pop(self.folder, None)
+            if self.spec.cpuset_cpus_partition not in (None, "member"):
+                # On Linux 6.1 the CPUs do not come back with the folder's end, but some time after it.
+                files.write(f"{self.folder}/cpuset.cpus.partition", "member")
             removed = [files.rmdir(folder) for folder in self.leaf_folders]
             if all(removed) and files.rmdir(self.folder):
                 return
@@ -195,9 +198,12 @@ class Group(GroupBase[Leaf]):
 
     def _write(self, limits: CGroup, folder: str) -> None:
         disks = files.disks(device for device, _ in limits.io_max or ())
+        disks |= files.disks((device for device, _ in limits.io_latency or ()), "io_latency")
         for row in mapping.v2(limits, disks):
             try:
                 files.write(f"{folder}/{row.file}", row.text)
+                if row.field == "cpuset_cpus_partition":
+                    _check_partition(f"{folder}/{row.file}", row.text)
             except KernelError as problem:
                 if problem.errno not in (errno.ENOENT, errno.EACCES) or os.path.exists(
                     f"{folder}/{row.file}"
@@ -207,6 +213,27 @@ class Group(GroupBase[Leaf]):
                     files.write(f"{folder}/io.bfq.weight", mapping.bfq(int(row.text.split()[1])))
                 elif row.field != "memory_swap_max" or row.text != "0" or files.has_swap():
                     raise UnsupportedError(row.field, f"a kernel that has the file {row.file}") from problem
+
+
+def _check_partition(path: str, wanted: str) -> None:
+    """
+    Raise UnsupportedError where the kernel took the word and made no partition.
+
+    It says so only to who reads the file again, as ``root invalid (REASON)``.
+    Kernel: cgroup-v2.rst, cpuset.cpus.partition.
+    """
+    text = files.read(path).strip()
+    if text == wanted:
+        return
+    reason = text.partition("(")[2].rstrip(")") or text
+    # CPUs that are nobody's partition are shared with the siblings, as before.
+    files.write(path, "member")
+    raise UnsupportedError(
+        f"cpuset_cpus_partition={wanted!r}",
+        f"CPUs that can be split off there; the kernel says: {reason}",
+        "choose CPUs that no other group has asked for, and leave one to the group above, which has to "
+        "be a partition itself, as the top of the hierarchy is",
+    )
 
 
 def _pass_on(folder: str, controllers: set[str], *, move_aside: bool = True) -> None:
