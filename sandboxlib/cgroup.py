@@ -199,11 +199,14 @@ class CGroup:
         """
         Make the group; it lives until it is closed, and works with any process.
 
+        Where a plain user's program may write no group, systemd is asked for a scope and moves the program
+        there, once; that may take up to five seconds.
+
         Returns:
             A context manager; closing it kills what is still in the group.
 
         Raises:
-            UnsupportedError: A controller is missing here, or is v2's alone.
+            UnsupportedError: A controller is missing here, or is v2's alone; systemd gives no scope.
             SpecError: A limit is above the parent's.
             KernelError: A file could not be written; nothing is left behind.
         """

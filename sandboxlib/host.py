@@ -21,11 +21,16 @@ class CGroupHost:
             made; on v2 all are the same folder. Besides controllers ``devices``, ``freezer`` and
             ``cpuacct`` stand here where device rules, freezing and CPU accounting can be had.
         hint: One sentence: why a controller that is not in `bases` is missing, and the way out.
+        offer: Where there is none, but systemd can be asked for one: what that would be, with the
+            folder of the user's systemd for `bases`. It is asked when a sandbox that wants limits begins.
+        offered: This is such an offer, and nothing of it is there yet.
     """
 
     version: int = 0
     bases: dict[str, str] = attrs.field(factory=dict, hash=False)
     hint: str = ""
+    offer: CGroupHost | None = None
+    offered: bool = False
 
 
 @attrs.frozen(kw_only=True)

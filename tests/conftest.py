@@ -52,6 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ELSEWHERE] = frozenset(line for record in lines for line in record)
     config.stash[PASSED] = set[str]()
     config.stash[FAILED] = set[str]()
+    if os.environ.get("SANDBOXLIB_LAB") == "scope":
+        # Where systemd has to be asked for a cgroup: once for all, before anybody looks where we are.
+        from sandboxlib import CGroup
+
+        CGroup().open().close()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -49,6 +49,16 @@ DELEGATED = CGroupHost(
     bases=dict.fromkeys(("cpu", "memory", "pids"), "/sys/fs/cgroup/user.slice/app.scope"),
     hint="as root, put `[Service] Delegate=cpu cpuset io memory pids` into `systemctl edit user@.service`",
 )
+OFFER = CGroupHost(
+    hint="give the sandbox a limit, and systemd is asked for one",
+    offer=CGroupHost(
+        version=2,
+        bases=dict.fromkeys(("memory", "pids"), "/sys/fs/cgroup/user.slice/user@1000.service"),
+        hint=DELEGATED.hint,
+        offered=True,
+    ),
+)
+USER_WITH_SYSTEMD = attrs.evolve(USER, cgroups=OFFER)
 USER_V2 = attrs.evolve(USER, cgroups=DELEGATED)
 USER_SUBIDS = attrs.evolve(USER, subuids=(100000, 65536), subgids=(200000, 65536))
 OLD = attrs.evolve(ROOT_V1, kernel=(5, 14), landlock=0, namespaces=KINDS - {"time"})
@@ -59,6 +69,7 @@ HOSTS = {
     "root on cgroup v1": ROOT_V1,
     "root on cgroup v2": ROOT_V2,
     "user without cgroups": USER,
+    "user who can ask systemd": USER_WITH_SYSTEMD,
     "user with a delegated cgroup": USER_V2,
     "user with subordinate ids": USER_SUBIDS,
     "old kernel without landlock": OLD,

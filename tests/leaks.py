@@ -12,6 +12,7 @@ millisecond on an idle machine.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import re
@@ -171,6 +172,7 @@ def mounts() -> Iterator[str]:
     yield from _lines("/proc/self/mountinfo")
 
 
+@functools.cache
 def _cgroup_roots() -> list[str]:
     """The folders in which this process, or one above it, might make a folder for the library's groups."""
     own: dict[str, str] = {}
@@ -191,13 +193,10 @@ def _cgroup_roots() -> list[str]:
     return sorted(roots)
 
 
-_ROOTS = _cgroup_roots()
-
-
 @watch
 def cgroups() -> Iterator[str]:
     """Groups of this program's, and of programs that have ended, in all hierarchies."""
-    for root in _ROOTS:
+    for root in _cgroup_roots():
         for name in _names(root):
             owner = _GROUP.fullmatch(name)
             # Others that are at work on this machine have groups of their own.

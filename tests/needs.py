@@ -284,6 +284,20 @@ def cgroup2(name: str) -> str | None:
     return missing_controller((2,), name)
 
 
+@need("systemd_user")
+def systemd_user(_: str) -> str | None:
+    """A plain user's tests run in a login session, and his systemd answers on the user bus."""
+    own = Path("/proc/self/cgroup").read_text()
+    if os.geteuid() == 0 or not re.search(r"^0::\S*/session-[^/]+\.scope$", own, re.MULTILINE):
+        return "the tests do not run in the session of a plain user"
+    command = ["systemctl", "--user", "show", "--property=Version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    bus = Path(f"/run/user/{os.geteuid()}/bus")
+    if done.returncode or not bus.is_socket():
+        return f"systemd of this user: {done.stderr.strip() or f'{bus} is no socket'}"
+    return None
+
+
 # --- the rest of the machine --------------------------------------------------------------------------
 
 LANDLOCK_CREATE_RULESET, LANDLOCK_CREATE_RULESET_VERSION = 444, 1

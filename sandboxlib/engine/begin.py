@@ -36,7 +36,12 @@ async def gather(engine: Engine) -> Values:
     if needs_ids(host, namespaces(spec, host)):
         engine.ids = values["ids"] = engine.program.ids.take()
     if host.cgroups.version:
-        group = engine.group = cgroup.create(host.cgroups, ceilings.limits(spec, host), cgroup.fresh_name())
+        place = host.cgroups
+        if place.offered:
+            place = await engine.program.ask_for_cgroups(engine.waiter)
+            if engine.closed:
+                raise StateError("the sandbox was closed while it started")
+        group = engine.group = cgroup.create(place, ceilings.limits(spec, host), cgroup.fresh_name())
         values["join"] = group.join_files()
         for path in group.init_files():
             values["leaf"] = os.path.dirname(path)

@@ -10,10 +10,11 @@ import attrs
 
 from sandboxlib.engine.ids import IdRanges
 from sandboxlib.errors import SpecError
-from sandboxlib.host import Host
-from sandboxlib.kernel.cgroup import sweep
+from sandboxlib.host import CGroupHost, Host
+from sandboxlib.kernel.cgroup import acquire, sweep
 from sandboxlib.kernel.probe import probe
 from sandboxlib.mount import Mount
+from sandboxlib.plan.ceilings import with_groups
 from sandboxlib.spec import SandboxSpec
 
 if TYPE_CHECKING:
@@ -53,6 +54,21 @@ class Program:
 
                 await waiter.work(lambda: sweep_all(self.host))
 
+    async def ask_for_cgroups(self, waiter: Waiter) -> CGroupHost:
+        """
+        Where groups are made from now on: has systemd move the program to a scope, the first time.
+
+        Raises:
+            UnsupportedError: It does not.
+        """
+        if not self.host.cgroups.version:
+            found = await waiter.work(acquire)
+            # What another thread or task has found meanwhile is the same, and known to caches.
+            if not self.host.cgroups.version:
+                self.host = attrs.evolve(self.host, cgroups=found)
+                self._seen = {frozenset(): self.host}
+        return self.host.cgroups
+
     def host_for(self, files: frozenset[str]) -> Host:
         """The host, and which bind sources are files; the same object each time."""
         if files not in self._seen:
@@ -72,11 +88,16 @@ def program() -> Program:
 
 def resolve(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
     """
-    Look at the files that *spec* names, so that the planner need not.
+    Look at the files that *spec* names, so that the planner need not; and the host as it finds it.
 
     Raises:
         SpecError: One does not exist, or is not what it has to be.
     """
+    spec, host = _looked_at(spec)
+    return spec, with_groups(spec, host)
+
+
+def _looked_at(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
     owner = program()
     spec = _shared_names(spec)
     if spec.rootfs is None and not spec.mounts and spec.security is None:

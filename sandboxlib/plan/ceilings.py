@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
+import attrs
+
 from sandboxlib.cgroup import CGroup, require
 from sandboxlib.host import Host
 from sandboxlib.plan.protections import active
@@ -19,6 +21,24 @@ def asked(spec: SandboxSpec) -> CGroup:
     """What was asked for, by the short arguments and by ``cgroup=`` together."""
     short = CGroup(memory_max=spec.memory, cpu_max=spec.cpus, pids_max=spec.pids)
     return (spec.cgroup or CGroup()).merge(short)
+
+
+def with_groups(spec: SandboxSpec, host: Host) -> Host:
+    """
+    The host as *spec* finds it: with the cgroup that systemd is asked for, if it wants one.
+
+    A program is moved for it, so that is not done for ceilings alone: any limit, or ``cgroup=``, asks.
+    """
+    if host.cgroups.offer is None:
+        return host
+    wanted = (spec.cgroup, spec.memory, spec.cpus, spec.pids)
+    return host if all(value is None for value in wanted) else _with_offer(host)
+
+
+# A host is compared by identity: one is to stay one.
+@lru_cache(64)
+def _with_offer(host: Host) -> Host:
+    return host if host.cgroups.offer is None else attrs.evolve(host, cgroups=host.cgroups.offer)
 
 
 @lru_cache(64)

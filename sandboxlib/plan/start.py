@@ -74,6 +74,7 @@ def start(spec: SandboxSpec, host: Host) -> Plan:
         UnsupportedError: This host cannot do it; nothing has happened.
         SpecError: Values that contradict each other on this host.
     """
+    host = ceilings.with_groups(spec, host)
     modes = namespaces(spec, host)
     on = active(spec.without)
     # Refuses what was asked for and this host cannot limit, also where it has no cgroups at all.
@@ -199,6 +200,9 @@ def _before(spec: SandboxSpec, host: Host, modes: dict[str, Namespace | None]) -
     if needs_ids(host, modes):
         text = f"fcntl({host.run_dir}/ids, F_OFD_SETLK)"
         yield Action("ids", text, "a range of IDs that no other sandbox has")
+    if host.cgroups.offered:
+        text = 'StartTransientUnit("sandboxlib-....scope", PIDs=[<program>], Delegate=yes)'
+        yield Action("scope", text, "systemd moves the program to where it may make groups, once")
     if host.cgroups.version:
         text = f"mkdir(<cgroup>); {limits_text(spec, host)}"
         yield Action("cgroup", text, "limits are set before anything is in it")

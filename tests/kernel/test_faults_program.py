@@ -34,8 +34,8 @@ def started(who: str, script: str, **facts: object) -> subprocess.Popen[bytes]:
 
 def groups_of(pid: int) -> set[str]:
     """Folders of cgroups that the program *pid* has made."""
-    name = re.compile(rf"sandboxlib-\d+-{pid}-\d+-\d+")
-    return {f"{root}/{entry}" for root in leaks._ROOTS for entry in os.listdir(root) if name.fullmatch(entry)}
+    name, roots = re.compile(rf"sandboxlib-\d+-{pid}-\d+-\d+"), leaks._cgroup_roots()
+    return {f"{root}/{entry}" for root in roots for entry in os.listdir(root) if name.fullmatch(entry)}
 
 
 def inside_processes() -> set[int]:

@@ -79,6 +79,7 @@ ONLY_IN = {
     "sandboxlib._native": ("kernel/",),
     "cffi": (),
     "pyroute2": ("kernel/",),
+    "jeepney": ("kernel/bus.py",),
     "msgspec": ("image/",),
     "urllib3": ("image/",),
     "compression": ("image/",),
@@ -87,7 +88,19 @@ ONLY_IN = {
     "asyncio": (),
 }
 # What `import sandboxlib` must not load, for the time it takes or the threads it starts.
-HEAVY = ["trio", "pyroute2", "urllib3", "http", "ssl", "socket", "asyncio", "msgspec", "platformdirs", "json"]
+HEAVY = [
+    "trio",
+    "pyroute2",
+    "urllib3",
+    "http",
+    "ssl",
+    "socket",
+    "asyncio",
+    "msgspec",
+    "platformdirs",
+    "json",
+    "jeepney",
+]
 
 
 class Import(NamedTuple):

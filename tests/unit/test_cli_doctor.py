@@ -38,6 +38,15 @@ def test_a_user_without_a_cgroup_is_told_how_to_get_one() -> None:
     assert found(hosts.USER)["cgroup memory"].remedy == hosts.NONE.hint
 
 
+def test_a_user_whose_systemd_can_be_asked_is_told_what_would_be_there() -> None:
+    findings = found(hosts.USER_WITH_SYSTEMD)
+    assert findings["cgroups"].state == "note"
+    assert "none yet" in findings["cgroups"].text
+    assert findings["cgroup memory"].state == findings["cgroup pids"].state == "ok"
+    assert missing(hosts.USER_WITH_SYSTEMD) == {"cgroup cpu", "cgroup cpuset", "cgroup io", "cgroup devices"}
+    assert "Delegate" in findings["cgroup cpu"].remedy
+
+
 def test_a_user_has_no_rules_for_devices_on_v2_but_a_freezer() -> None:
     assert missing(hosts.USER_V2) == {"cgroup cpuset", "cgroup io", "cgroup devices"}
     assert "BPF" in found(hosts.USER_V2)["cgroup devices"].remedy

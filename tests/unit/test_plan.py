@@ -199,6 +199,34 @@ def test_without_cgroups_the_ceilings_are_noted() -> None:
     assert not some(commanded(hosts.ROOT_V1), "RLIMIT_NPROC")
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"memory": "64M"},
+        {"pids": 9},
+        {"cgroup": CGroup()},
+        {"cgroup": CGroup(memory_high="1G"), "pids": 9},
+    ],
+)
+def test_where_systemd_can_be_asked_a_limit_asks_it_first_of_all(spec: dict[str, Any]) -> None:
+    plan = planned(hosts.USER_WITH_SYSTEMD, **spec)
+    in_order(lines(plan), "StartTransientUnit", r"^mkdir\(<cgroup>\)", "vfork", r"^clone3.*CLONE_INTO_CGROUP")
+    assert not some(list(plan.notes), "RLIMIT")
+
+
+@pytest.mark.parametrize("host", [hosts.USER_WITH_SYSTEMD, hosts.USER, hosts.USER_V2, hosts.ROOT_V2])
+def test_systemd_is_never_asked_without_a_limit_nor_where_there_is_a_cgroup(host: Host) -> None:
+    assert not some(lines(planned(host)), "StartTransientUnit")
+    if host.cgroups.version:
+        assert not some(lines(planned(host, memory="64M")), "StartTransientUnit")
+
+
+def test_without_a_limit_the_ceilings_say_how_to_have_systemd_asked() -> None:
+    plan = planned(hosts.USER_WITH_SYSTEMD)
+    assert some(list(plan.notes), "RLIMIT_NPROC.*systemd is asked")
+    assert not some(lines(plan), "cgroup>")
+
+
 def test_an_old_kernel_is_noted() -> None:
     assert some(list(planned(hosts.OLD).notes), "time namespace")
 

@@ -43,6 +43,12 @@ def without(kind: str) -> Host:
         (hosts.USER, {"cpus": 0.5}, ["cpu", "systemd-run"]),
         (hosts.USER, {"cgroup": CGroup(io_weight=50)}, ["io_weight", "systemd-run"]),
         (hosts.USER_V2, {"cgroup": CGroup(cpuset_cpus="0")}, ["cpuset", "Delegate"]),
+        (hosts.USER_WITH_SYSTEMD, {"cpus": 0.5}, ["cpu", "Delegate"]),
+        (
+            hosts.USER_WITH_SYSTEMD,
+            {"memory": "1G", "cgroup": CGroup(io_weight=50)},
+            ["io_weight", "Delegate"],
+        ),
         (hosts.ROOT_V1, {"cgroup": CGroup(memory_high="64M")}, ["memory_high", "cgroup v2"]),
         (hosts.USER, {"namespaces": [Namespace.host("user")]}, ["host's user namespace", "root"]),
         (attrs.evolve(hosts.ROOT_V1, nft=""), {"network": "bridge"}, ["bridge", "libnftables1"]),
@@ -95,7 +101,7 @@ MACHINES = st.builds(
         lambda base, names: attrs.evolve(
             base, bases={name: base.bases[name] for name in names} if base.version else {}
         ),
-        st.sampled_from([hosts.V1, hosts.V2, hosts.NONE]),
+        st.sampled_from([hosts.V1, hosts.V2, hosts.NONE, hosts.OFFER]),
         CONTROLLERS,
     ),
 )

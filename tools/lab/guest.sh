@@ -160,6 +160,8 @@ systemd() {
     done
     printf '[Service]\nDelegate=\nDelegate=%s\n' "$LAB_DELEGATE" >$units/user@.service.d/lab.conf
     printf '%s\n' 'account required pam_permit.so' 'session required pam_systemd.so' >etc/pam.d/lab
+    # pam_systemd takes the job out of its service into the scope of a session (of class background), as
+    # any login does: the Delegate= of the service counts for root alone.
     start=/run/lab/job
     [ "$LAB_AS" != user ] || start="systemd-run --user --scope --quiet -p Delegate=yes $start"
     {

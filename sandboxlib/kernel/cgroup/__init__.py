@@ -11,6 +11,7 @@ cgroups: where they can be made, two drivers behind one shape, and cleaning up a
     devices     device rules as a BPF program, for v2
     bounds      limits against what is above them
     probe       where groups can be made
+    scope       systemd, asked for a place where they can
     owner       names, and groups whose owner is dead
     processes   who is in a group, and ending them
     files       reading and writing
@@ -23,5 +24,6 @@ from sandboxlib.kernel.cgroup.drivers import create
 from sandboxlib.kernel.cgroup.interface import Events, Group, Leaf
 from sandboxlib.kernel.cgroup.owner import fresh_name, owner_token, sweep
 from sandboxlib.kernel.cgroup.probe import probe
+from sandboxlib.kernel.cgroup.scope import acquire
 
-__all__ = ["Events", "Group", "Leaf", "create", "fresh_name", "owner_token", "probe", "sweep"]
+__all__ = ["Events", "Group", "Leaf", "acquire", "create", "fresh_name", "owner_token", "probe", "sweep"]

@@ -9,7 +9,7 @@ from sandboxlib.cgroup import CGroup
 from sandboxlib.kernel.cgroup.drivers import create
 from sandboxlib.kernel.cgroup.interface import Events, Group
 from sandboxlib.kernel.cgroup.owner import fresh_name, sweep
-from sandboxlib.kernel.cgroup.probe import probe
+from sandboxlib.kernel.cgroup.scope import acquire
 from sandboxlib.result import Stats
 
 
@@ -32,7 +32,7 @@ class OpenCGroup:
     @classmethod
     def make(cls, spec: CGroup) -> Self:
         """Make a group for *spec* where this program may. Raises: as `CGroup.open`."""
-        host = probe()
+        host = acquire()
         sweep(host)
         return cls(create(host, spec, fresh_name()))
 

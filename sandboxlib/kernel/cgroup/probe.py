@@ -11,16 +11,24 @@ import os
 import re
 from typing import NamedTuple
 
+import attrs
+
 from sandboxlib.errors import SpecError
 from sandboxlib.host import CGroupHost
 
 #: The group into which a program moves that is in the very group it makes others in.
 SUPERVISOR = "supervisor"
 
-#: Names an explicit cgroup v2 folder for all groups of this program.
+#: Names an explicit cgroup v2 folder for all groups of this program, or says `FOUND`.
 VARIABLE = "SANDBOXLIB_CGROUP"
+#: The value with which only what is found is used, and nobody is asked for more.
+FOUND = "found"
 
-_SCOPE = "run the program by `systemd-run --user --scope -p Delegate=yes -- COMMAND`"
+SCOPE_HINT = "run the program by `systemd-run --user --scope -p Delegate=yes -- COMMAND`"
+# Where systemd can be asked, and this sandbox has not wanted it to be.
+_WANT = "give the sandbox a limit (memory=, pids=, cpus=) or cgroup=CGroup(), and systemd is asked for one"
+# A scope that this library has asked for, see `sandboxlib.kernel.cgroup.scope`.
+_OWN_SCOPE = re.compile(r"sandboxlib-\d+-\d+-\d+\.scope", re.ASCII)
 _DELEGATE = "as root, put `[Service] Delegate=cpu cpuset io memory pids` into `systemctl edit user@.service`"
 
 # v1 calls it by another name; all names here are v2's.
@@ -53,7 +61,7 @@ def probe() -> CGroupHost:
     with open("/proc/self/cgroup") as file:
         own = parse_own(file.read())
     explicit = os.environ.get(VARIABLE)
-    if explicit:
+    if explicit and explicit != FOUND:
         return _explicit(explicit)
     unified = next((mount for mount in mounts if mount.version == 2), None)
     legacy = [mount for mount in mounts if mount.version == 1 and set(mount.controllers) & set(_V1)]
@@ -135,7 +143,7 @@ def _find_v2(mount: Mount, own: str) -> CGroupHost:
     if os.geteuid() == 0 and _usable(mount.folder):
         return _host(mount.folder, _DELEGATE)
     if not usable:
-        return CGroupHost(hint=f"this program may write no cgroup: {_SCOPE}, or as root")
+        return _ask_for(mount, own)
     # Next best is one that passes the controllers on already: nothing there has to be
     # changed. In its own group the program would first have to move aside.
     for folder in usable:
@@ -144,8 +152,45 @@ def _find_v2(mount: Mount, own: str) -> CGroupHost:
     return _host(max(usable, key=lambda folder: len(_words(f"{folder}/cgroup.controllers"))), _DELEGATE)
 
 
+def _ask_for(mount: Mount, own: str) -> CGroupHost:
+    """No group, but perhaps a systemd of this user's that can be asked for one; nobody is asked here."""
+    uid = os.geteuid()
+    # Where systemd has it: user@.service(5). Inside a container another part is mounted, or none of it.
+    folder = f"{mount.folder}/user.slice/user-{uid}.slice/user@{uid}.service"
+    none = f"this program may write no cgroup: {SCOPE_HINT}, or as root"
+    if uid == 0 or mount.root != "/" or not os.path.isdir("/run/systemd/system"):
+        return CGroupHost(hint=none)
+    if os.environ.get(VARIABLE) == FOUND:
+        return CGroupHost(hint=f"{none}; systemd is not asked, since {VARIABLE} says {FOUND!r}")
+    if not own.startswith("/user.slice/"):
+        # Nobody is taken out of a service, whose limits are meant for all that it starts.
+        unit = next((part for part in own.split("/") if part.endswith(".service")), "its unit")
+        delegate = f"as root, put `[Service] Delegate=yes` into `systemctl edit {unit}`"
+        return CGroupHost(hint=f"this program may write no cgroup, and is in none of a login's: {delegate}")
+    if not _writable(folder):
+        enable = f"as root, `loginctl enable-linger {uid}` starts it"
+        return CGroupHost(hint=f"this program may write no cgroup, and its user has no systemd: {enable}")
+    if not bus_address():
+        hint = f"{none}; or set XDG_RUNTIME_DIR to /run/user/{uid}, so that systemd can be asked for one"
+        return CGroupHost(hint=hint)
+    offer = attrs.evolve(_host(folder, _DELEGATE), offered=True)
+    return CGroupHost(hint=_WANT, offer=offer)
+
+
+def bus_address() -> str:
+    """
+    The user bus, as D-Bus writes addresses; empty where the environment does not lead to it.
+
+    Spec: D-Bus Specification; sd_bus_default_user(3).
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    # What separates the parts of an address stands as a number in it.
+    path = re.sub("[%,;=]", lambda match: f"%{ord(match[0]):02x}", f"{runtime}/bus")
+    return os.environ.get("DBUS_SESSION_BUS_ADDRESS") or (f"unix:path={path}" if runtime else "")
+
+
 def _explicit(folder: str) -> CGroupHost:
-    allowed = "an absolute path of a cgroup v2 folder that this program may write, and is not threaded"
+    allowed = f"an absolute path of a cgroup v2 folder, not threaded, that this program may write, or {FOUND!r}"
     if (
         not folder.startswith("/")
         or not os.path.exists(f"{folder}/cgroup.controllers")
@@ -188,6 +233,8 @@ def _writable(folder: str, *names: str) -> bool:
 
 
 def _delegated(folder: str) -> bool:
+    if _OWN_SCOPE.fullmatch(os.path.basename(folder)):
+        return True
     # Set by systemd ≥ 251 on units with Delegate=, readable by everybody.
     try:
         return os.getxattr(folder, "user.delegate") == b"1"
