@@ -19,9 +19,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 #: Seconds in which the kernel has to be done with cleaning up.
 PATIENCE = 10.0
+
+_FIRST_GROUP = Path("/proc/self/cgroup").read_text().splitlines()
+_OWN_SCOPE = re.compile(rf"/sandboxlib-\d+-{os.getpid()}-\d+\.scope(/supervisor)?$", re.ASCII | re.MULTILINE)
 
 Snapshot = dict[str, frozenset[str]]
 _WATCHED: dict[str, Callable[[], Iterator[str]]] = {}
@@ -158,7 +162,9 @@ def identity() -> Iterator[str]:
     )
     yield from (line for line in _lines("/proc/self/status") if line.split(":")[0] in fields)
     yield f"cwd {os.getcwd()}"
-    yield from _lines("/proc/self/cgroup")
+    # By intention systemd moves a program that asks it for a cgroup, for good.
+    group = _lines("/proc/self/cgroup")
+    yield from _FIRST_GROUP if _OWN_SCOPE.search("\n".join(group)) else group
     for kind in os.listdir("/proc/self/ns"):
         yield os.readlink(f"/proc/self/ns/{kind}")
 
