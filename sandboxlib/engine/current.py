@@ -62,7 +62,7 @@ class Program:
             UnsupportedError: It does not.
         """
         if not self.host.cgroups.version:
-            found = await waiter.work(acquire)
+            found = await waiter.work(lambda: acquire(waiter.check))
             # What another thread or task has found meanwhile is the same, and known to caches.
             if not self.host.cgroups.version:
                 self.host = attrs.evolve(self.host, cgroups=found)

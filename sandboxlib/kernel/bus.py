@@ -14,7 +14,7 @@ import itertools
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +26,8 @@ from jeepney.bus import get_connectable_addresses
 Target = tuple[str, str, str]
 #: The bus itself.
 BUS: Target = ("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+
+_SLICE = 0.1
 
 
 class RefusedError(Exception):
@@ -49,6 +51,7 @@ class Bus:
     Args:
         address: As D-Bus writes them: ``unix:path=...``, several with semicolons between.
         patience: Seconds for all that is done with it, from now on.
+        check: Called every tenth of a second while an answer is waited for; it may raise, to give up.
 
     Raises:
         OSError: No socket of *address* can be connected to; TimeoutError after *patience*, here and later;
@@ -57,7 +60,8 @@ class Bus:
         RefusedError: It does not let this user in.
     """
 
-    def __init__(self, address: str, patience: float) -> None:
+    def __init__(self, address: str, patience: float, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self._deadline = time.monotonic() + patience
         self._serials = itertools.count(1)
         self._parser = Parser()
@@ -145,10 +149,16 @@ class Bus:
         self._socket.sendall(data)
 
     def _read(self) -> bytes:
-        self._socket.settimeout(self._left())
-        if not (data := self._socket.recv(1 << 16)):
-            raise ConnectionResetError("the bus closed the connection")
-        return data
+        while True:
+            self._socket.settimeout(min(self._left(), _SLICE))
+            try:
+                data = self._socket.recv(1 << 16)
+            except TimeoutError:
+                self._check()
+                continue
+            if not data:
+                raise ConnectionResetError("the bus closed the connection")
+            return data
 
     def _left(self) -> float:
         left = self._deadline - time.monotonic()

@@ -357,6 +357,42 @@ def test_a_bus_that_never_answers_is_given_up_on(
     assert "systemd-run" in hint
 
 
+def test_all_who_wait_for_a_silent_bus_hear_of_it_at_once(said: Said, tmp_path: Path) -> None:
+    script = """
+def one():
+    try:
+        with Sandbox(memory="64M"): print("not refused")
+    except UnsupportedError as error:
+        refused.append(error.needs)
+refused, began = [], time.monotonic()
+threads = [threading.Thread(target=one) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(refused), len(set(refused)), time.monotonic() - began < 15)
+"""
+    with listening(tmp_path, silent) as address:
+        assert said(script, DBUS_SESSION_BUS_ADDRESS=address) == ["6 1 True"]
+
+
+def test_a_task_that_is_cancelled_does_not_wait_for_a_silent_bus(said: Said, tmp_path: Path) -> None:
+    script = """
+import trio
+from sandboxlib import AsyncSandbox
+async def one():
+    async with AsyncSandbox(memory="64M"): print("not refused")
+async def main():
+    await trio.to_thread.run_sync(lambda: None)
+    with trio.move_on_after(1) as scope:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3): nursery.start_soon(one)
+    print(scope.cancelled_caught, trio.current_time() - scope.deadline < 2.5)
+trio.run(main)
+print("/session-" in own())
+"""
+    with listening(tmp_path, silent) as address:
+        assert said(script, DBUS_SESSION_BUS_ADDRESS=address) == ["True True", "True"]
+
+
 def rejecting(connection: socket.socket) -> None:
     connection.sendall(b"REJECTED EXTERNAL\r\n")
     wait_for_the_end(connection)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
 
 from sandboxlib.errors import UnsupportedError
 from sandboxlib.host import CGroupHost
@@ -29,31 +31,56 @@ _MATCH = (
     f"type='signal',member='JobRemoved',sender='{_MANAGER[1]}',path='{_MANAGER[0]}',interface='{_MANAGER[2]}'"
 )
 
-# By process: after a fork it may be held by a thread that is not there.
-_locks: dict[int, threading.Lock] = {}
+
+class _Turn:
+    """Who asks, one at a time; and what became of the last one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.failed = 0.0
+        self.why: UnsupportedError | None = None
 
 
-def acquire() -> CGroupHost:
+# By process: after a fork the lock may be held by a thread that is not there.
+_turns: dict[int, _Turn] = {}
+
+
+def acquire(check: Callable[[], None] = lambda: None) -> CGroupHost:
     """
     Where groups can be made now; where none can but systemd can be asked, ask it.
 
-    May take `PATIENCE`. Several threads ask once. A program that has been moved stays where it is, and
-    finds its scope from then on as any delegated group.
+    May take `PATIENCE`. Several threads ask once, and all hear the one answer. A program that has been
+    moved stays where it is, and finds its scope from then on as any delegated group.
+
+    Args:
+        check: Called every now and then; it may raise, to give up.
 
     Raises:
         UnsupportedError: systemd cannot be reached, refuses, or takes too long.
         SpecError: As `probe`.
     """
-    with _locks.setdefault(os.getpid(), threading.Lock()):
+    came, turn = time.monotonic(), _turns.setdefault(os.getpid(), _Turn())
+    while not turn.lock.acquire(timeout=0.1):
+        check()
+    try:
         host = probe()
         if host.offer is None:
             return host
-        _ask()
+        if turn.why is not None and came < turn.failed:
+            # Asked for all that were waiting: a bus that is silent would keep each of them in its turn.
+            raise UnsupportedError(turn.why.feature, turn.why.needs, turn.why.hint)
+        try:
+            _ask(check)
+        except UnsupportedError as problem:
+            turn.why, turn.failed = problem, time.monotonic()
+            raise
         host = probe()
         if not host.version:
             needs = "to be moved into the scope that systemd started; it says that it did"
             raise UnsupportedError(_FEATURE, needs, host.hint)
         return host
+    finally:
+        turn.lock.release()
 
 
 def scope_name() -> str:
@@ -61,7 +88,7 @@ def scope_name() -> str:
     return f"{PREFIX}{owner_token()}.scope"
 
 
-def _ask() -> None:
+def _ask(check: Callable[[], None]) -> None:
     # Loaded for this alone.
     from sandboxlib.kernel.bus import BUS, Bus, RefusedError
 
@@ -76,7 +103,7 @@ def _ask() -> None:
         ("CollectMode", ("s", "inactive-or-failed")),
     ]
     try:
-        with Bus(address, PATIENCE) as bus:
+        with Bus(address, PATIENCE, check) as bus:
             bus.call(BUS, "AddMatch", "s", _MATCH)
             bus.call(_MANAGER, "Subscribe")
             call, signature = "StartTransientUnit", "ssa(sv)a(sa(sv))"
