@@ -149,6 +149,20 @@ print(sorted(name for name in os.listdir(folder) if os.path.isdir(f"{folder}/{na
     assert said(script) == ["True", "1 True False", "['supervisor']"]
 
 
+def test_a_scope_that_was_asked_for_is_found_at_every_moment_of_moving_aside(said: Said) -> None:
+    script = """
+from sandboxlib.kernel.cgroup import acquire, probe
+first, folder = acquire(), "/sys/fs/cgroup" + own()
+print(set(first.bases.values()) == {folder}, probe() == first)
+# As by another thread that is about to make the first group.
+os.mkdir(f"{folder}/supervisor")
+with open(f"{folder}/supervisor/cgroup.procs", "w") as file:
+    file.write("0")
+print(probe() == first)
+"""
+    assert said(script) == ["True True", "True"]
+
+
 def test_threads_ask_once(said: Said) -> None:
     script = """
 barrier, results = threading.Barrier(6), []
