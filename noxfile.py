@@ -53,6 +53,16 @@ LAB_PLACES = {
     "root": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},root,apparmor", ["--as", "root"]),
     "user": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},unprivileged", ["--as", "user"]),
     "session": Place(f"{LAB_MUST_RUN},unprivileged", ["--as", "session", "--no-subids"]),
+    "systemd": Place(
+        f"{LAB_MUST_RUN},unprivileged,systemd_user",
+        ["--as", "session", "--systemd"],
+        marks="systemd_user",
+    ),
+    "scope": Place(
+        f"{LAB_MUST_RUN},{LAB_CGROUPS},unprivileged",
+        ["--as", "session", "--systemd"],
+        marks="cgroup or cgroup2",
+    ),
     "selinux": Place(
         f"{LAB_MUST_RUN},{LAB_CGROUPS},root,selinux",
         ["--as", "root", "--append", "security=selinux selinux=1"],

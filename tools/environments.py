@@ -30,13 +30,14 @@ ENVIRONMENTS = {
     "root": "root in the lab: Linux 6.1, cgroup v2 alone, one CPU, no Landlock, nftables or time namespace",
     "user": "a user there with subordinate IDs and a delegated cgroup",
     "session": "a user there with neither",
-    "systemd": "a user there who is logged in: systemd is process 1 and is asked for a cgroup",
+    "systemd": "a user there who has logged in: systemd is process 1, each program asks it for a cgroup",
+    "scope": "the same, asked for a cgroup by the tests' own program",
     "selinux": "root there, with SELinux in place of AppArmor",
     "qemu": "root in QEMU: Linux 6.12, cgroup v2 with cpuset and pressure, Landlock, nftables",
     "qemu-user": "a user in QEMU: Linux 6.1, a delegated cgroup with cpuset and pressure",
 }
 #: Where only some tests run: what did not pass there was not tried.
-CHOSEN = ("systemd", "selinux", "qemu", "qemu-user")
+CHOSEN = ("systemd", "scope", "selinux", "qemu", "qemu-user")
 
 
 @functools.cache

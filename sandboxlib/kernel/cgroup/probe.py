@@ -190,7 +190,7 @@ def bus_address() -> str:
 
 
 def _explicit(folder: str) -> CGroupHost:
-    allowed = f"an absolute path of a cgroup v2 folder, not threaded, that this program may write, or {FOUND!r}"
+    allowed = f"a cgroup v2 folder by its absolute path, not threaded, which may be written; or {FOUND!r}"
     if (
         not folder.startswith("/")
         or not os.path.exists(f"{folder}/cgroup.controllers")
