@@ -118,6 +118,8 @@ def _ids(host: Host) -> Finding:
     if host.subuids is not None and host.subgids is not None:
         users, groups = host.subuids[1], host.subgids[1]
         return Finding("users inside", "ok", f"your own and {users} subordinate users, {groups} groups")
+    if host.subids_fault:
+        return Finding("users inside", "note", f"one alone, your own ({host.uid})", host.subids_fault)
     remedy = (
         "install newuidmap(1) (package uidmap or shadow-utils) and have "
         "'usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME' run"

@@ -67,6 +67,8 @@ class Host:
         labels: Security modules that are active and give programs labels: ``apparmor``, ``selinux``.
         hidden: System calls that are not to be had: the kernel is too old, or a filter hides them.
         subuids, subgids: Subordinate (start, count), if newuidmap(1) and newgidmap(1) can be used.
+        subids_fault: What is wrong with those that the user was given, and what to do; empty where he was
+            given none, or can use them.
         cgroups: Where cgroups can be made.
         view: What `Rootfs.host` shows.
         search_path: Folders for commands, in order.
@@ -91,6 +93,7 @@ class Host:
     hidden: frozenset[str] = frozenset()
     subuids: tuple[int, int] | None = None
     subgids: tuple[int, int] | None = None
+    subids_fault: str = ""
     cgroups: CGroupHost = CGroupHost()
     view: tuple[Entry, ...] = ()
     search_path: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ def run(
     script: str,
     *arguments: str,
     subids: bool = False,
+    files: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 60,
     check: bool = True,
@@ -57,6 +58,7 @@ def run(
         arguments: What the script gets.
         subids: Give the user a range of subordinate ids. Who runs the tests without root
             has what he has.
+        files: Texts that stand in files of the machine for the script, as root only; not set-uid.
         env: More variables of the environment.
         timeout: Seconds, then the script is killed and the test fails.
         check: Fail with the script's output if it does not exit with 0.
@@ -72,7 +74,7 @@ def run(
     }
     place = None
     if os.geteuid() == 0:
-        command = _command(command[1:], subids=subids)
+        command = _command(command[1:], subids=subids, files=files)
     elif os.access(os.path.expanduser("~"), os.W_OK):
         # As for the plain user whom root becomes: the checkout need not be writable.
         place = os.path.expanduser("~")
@@ -85,13 +87,15 @@ def run(
     return done
 
 
-def _command(python_arguments: Sequence[str], *, subids: bool) -> list[str]:
+def _command(
+    python_arguments: Sequence[str], *, subids: bool, files: Mapping[str, str] | None = None
+) -> list[str]:
     """The command line that runs this file, and through it Python with *python_arguments*."""
     reach = {sys.prefix, sys.base_prefix, sys.exec_prefix, str(CHECKOUT), os.path.dirname(sys.executable)}
     reach |= {os.path.realpath(sys.executable).rsplit("/", 2)[0], sysconfig.get_path("stdlib")}
     reach |= {entry for entry in sys.path if os.path.isdir(entry)}
     paths = sorted({os.path.abspath(path) for path in reach} | {os.path.realpath(path) for path in reach})
-    spec = json.dumps({"reach": paths, "subids": subids})
+    spec = json.dumps({"reach": paths, "subids": subids, "files": dict(files or {})})
     return [sys.executable, "-I", "-S", os.path.abspath(__file__), spec, sys.executable, *python_arguments]
 
 
@@ -171,6 +175,11 @@ def main() -> None:
         _add_line("/etc/group", f"{NAME}:x:{UID}:")
         _add_line("/etc/subuid", f"{NAME}:{start}:{number}")
         _add_line("/etc/subgid", f"{NAME}:{start}:{number}")
+    for path, text in spec["files"].items():
+        shown = Path("/home", f"{os.path.basename(path)}.shown")
+        shown.write_text(text)
+        shown.chmod(0o755)
+        _call("mount", str(shown), path, None, MS_BIND, None)
     os.environ |= {"HOME": str(home), "USER": NAME, "XDG_RUNTIME_DIR": str(runtime)}
     os.chdir(home)
     os.setgroups([])

@@ -7,6 +7,7 @@ import sys
 
 from sandboxlib.errors import KernelError
 from sandboxlib.host import Entry, Host
+from sandboxlib.kernel import subids
 from sandboxlib.kernel.calls import hidden
 from sandboxlib.kernel.cgroup import probe as probe_cgroups
 from sandboxlib.kernel.syscall import read_file, syscall
@@ -54,11 +55,7 @@ def probe() -> Host:
     uid, gid = os.geteuid(), os.getegid()
     privileged = uid == 0 and _capabilities() & _ROOT == _ROOT
     present = frozenset(kind for kind in _KINDS if os.path.exists(f"/proc/self/ns/{_FILES.get(kind, kind)}"))
-    subuids = subgids = None
-    if not privileged:
-        subuids, subgids = _subordinate(uid, "/etc/subuid"), _subordinate(uid, "/etc/subgid")
-        if not (subuids and subgids and _tool("newuidmap") and _tool("newgidmap")):
-            subuids = subgids = None
+    ids = subids.SubIDs() if privileged else subids.probe(uid, gid)
     return Host(
         kernel=(major, minor),
         machine=uname.machine,
@@ -71,16 +68,17 @@ def probe() -> Host:
         landlock=_landlock(),
         labels=_labels(),
         hidden=hidden(),
-        subuids=subuids,
-        subgids=subgids,
+        subuids=ids.uids,
+        subgids=ids.gids,
+        subids_fault=ids.fault,
         cgroups=probe_cgroups(),
         view=(*_system(), *_etc(), *_python()),
         search_path=_search_path(),
         run_dir=_run_dir(uid),
         ipv6=os.path.exists("/proc/net/if_inet6"),
         nft=_nft() if privileged else "",
-        pasta=_tool("pasta") or "",
-        slirp4netns=_tool("slirp4netns") or "",
+        pasta=subids.tool("pasta") or "",
+        slirp4netns=subids.tool("slirp4netns") or "",
         tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
     )
 
@@ -137,41 +135,13 @@ def _userns_hint(privileged: bool) -> str:
     return ""
 
 
-def _subordinate(uid: int, path: str) -> tuple[int, int] | None:
-    """The first range of *uid* in subuid(5), by number or by name."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            lines = [line.strip().split(":") for line in file]
-    except FileNotFoundError:
-        return None
-    names = {str(uid)}
-    try:
-        import pwd
-
-        names.add(pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        # newuidmap(1) refuses a user without a name; then there is no range either.
-        return None
-    for parts in lines:
-        if len(parts) == 3 and parts[0] in names and parts[1].isdigit() and parts[2].isdigit():
-            return int(parts[1]), int(parts[2])
-    return None
-
-
-def _tool(name: str) -> str | None:
-    for folder in ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"):
-        if os.access(f"{folder}/{name}", os.X_OK):
-            return f"{folder}/{name}"
-    return None
-
-
 def _nft() -> str:
     """Where it may lie, without loading it: few programs make a network."""
     triplet = f"{os.uname().machine}-linux-gnu"
     for folder in (f"/usr/lib/{triplet}", "/usr/lib64", "/usr/lib", f"/lib/{triplet}", "/lib64", "/lib"):
         if os.path.exists(f"{folder}/libnftables.so.1"):
             return "library"
-    return _tool("nft") or ""
+    return subids.tool("nft") or ""
 
 
 def _entry(path: str) -> Entry | None:

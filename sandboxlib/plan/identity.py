@@ -18,7 +18,8 @@ def check_user(spec: SandboxSpec, host: Host) -> None:
     fixed = user is not None and (user.mode != "new" or user.uid_map)
     if any(user_of(spec)) and not (host.privileged or (host.subuids and host.subgids) or fixed):
         hint = "add the calling user to /etc/subuid and /etc/subgid, and install uidmap (or shadow-utils)"
-        raise UnsupportedError("another user than root inside", "subordinate user and group IDs", hint)
+        needs = "subordinate user and group IDs"
+        raise UnsupportedError("another user than root inside", needs, host.subids_fault or hint)
 
 
 def identity(spec: SandboxSpec) -> dict[str, str]:

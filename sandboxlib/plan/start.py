@@ -374,6 +374,8 @@ def _time(offsets: dict[str, float]) -> Iterator[Step]:
 
 def _notes(spec: SandboxSpec, host: Host) -> Iterator[str]:
     yield from ceilings.notes(spec, host)
+    if host.subids_fault:
+        yield f"one user inside, the caller's own, and no subordinate ones: {host.subids_fault}"
     if host.groups and not host.privileged and host.subgids is None:
         groups = ", ".join(map(str, host.groups))
         yield (
