@@ -313,6 +313,12 @@ def landlock(abi: str) -> str | None:
     return None if version >= int(abi or 1) else f"Landlock here has ABI {version}"
 
 
+@need('switch("kernel.unprivileged_userns_clone")')
+def switch(name: str) -> str | None:
+    """The kernel has this setting of sysctl(8)."""
+    return None if Path("/proc/sys", *name.split(".")).exists() else f"this kernel has no {name}"
+
+
 @need("psi")
 def psi(_: str) -> str | None:
     """The kernel counts pressure, and does not only have the files."""

@@ -42,8 +42,9 @@ async def gather(engine: Engine) -> Values:
             if engine.closed:
                 raise StateError("the sandbox was closed while it started")
         group = engine.group = cgroup.create(place, ceilings.limits(spec, host), cgroup.fresh_name())
-        values["join"] = group.join_files()
-        for path in group.init_files():
+        first = group.init_files()
+        values["join"] = first if host.cgroups.version == 2 else group.join_files()
+        for path in first:
             values["leaf"] = os.path.dirname(path)
         group.enable_leaves()
     await engine.program.sweep(engine.waiter)

@@ -150,7 +150,9 @@ class Process:
         engine = self.engine
         group = Group()
         if self.leaf is not None:
-            group = Group(self.leaf.clone_folder, f"/proc/{engine.pid}/ns/cgroup", self.leaf.join_files())
+            # Without clone3 it joins by itself, before it does anything else.
+            folder = None if "clone3" in engine.host.hidden else self.leaf.clone_folder
+            group = Group(folder, f"/proc/{engine.pid}/ns/cgroup", self.leaf.join_files())
         code = encode_command(engine.spec, engine.host, request, group)
         ours, theirs = launcher.socketpair()
         try:

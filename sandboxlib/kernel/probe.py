@@ -53,7 +53,7 @@ def probe() -> Host:
     uname = os.uname()
     major, minor = (int("".join(filter(str.isdigit, part))) for part in uname.release.split(".")[:2])
     uid, gid = os.geteuid(), os.getegid()
-    privileged = uid == 0 and _capabilities() & _ROOT == _ROOT
+    privileged = uid == 0 and _capabilities() & _ROOT == _ROOT and _has_all_ids()
     present = frozenset(kind for kind in _KINDS if os.path.exists(f"/proc/self/ns/{_FILES.get(kind, kind)}"))
     ids = subids.SubIDs() if privileged else subids.probe(uid, gid)
     return Host(
@@ -88,6 +88,19 @@ def _capabilities() -> int:
         if line.startswith(b"CapEff:"):
             return int(line.split()[1], 16)
     return 0
+
+
+def _has_all_ids() -> bool:
+    """
+    Whether the ranges that sandboxes of root's have are this root's to give.
+
+    Root of a user namespace, as in a rootless container, has the IDs that it was given: it is a
+    plain user with capabilities over what is its own. Kernel: user_namespaces(7).
+    """
+    return all(
+        read_file(f"/proc/self/{which}_map").split() == [b"0", b"0", b"4294967295"]
+        for which in ("uid", "gid")
+    )
 
 
 def _landlock() -> int:

@@ -124,9 +124,8 @@ def _namespaces(spec: SandboxSpec, host: Host, _paths: tuple[str | None, ...]) -
 
 def require_calls(host: Host) -> None:
     """Raises: UnsupportedError: A system call that nothing can be done without is not to be had."""
-    # Without clone3 there is clone, which cannot put a process into a cgroup of v2.
-    replaced = set() if host.cgroups.version == 2 else {"clone3"}
-    if missing := sorted(host.hidden - replaced):
+    # Without clone3 there is clone.
+    if missing := sorted(host.hidden - {"clone3"}):
         raise UnsupportedError(
             "a sandbox",
             f"the system call{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
@@ -231,7 +230,7 @@ def _launcher(
             "the namespace to join, and no other",
         )
     # As long as the host's files can be reached by their paths.
-    if host.cgroups.version == 1:
+    if _joins(host):
         yield Join("open", "the sandbox's cgroup")
     elif host.cgroups.version == 2:
         args = (AT_FDCWD, Template("{leaf}"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0)
@@ -248,7 +247,7 @@ def _launcher(
             flags |= flag
     child = tuple(_init(spec, host, modes, plan, on))
     cgroup = -1
-    if host.cgroups.version == 2:
+    if host.cgroups.version == 2 and not _joins(host):
         cgroup, flags = LEAF, flags | CLONE_INTO_CGROUP
     yield Clone(flags, child, "pid 1 of the sandbox, a child of the program", cgroup)
     yield Report("child", "the program may now wait for pid 1")
@@ -264,6 +263,11 @@ def _launcher(
         yield Action("sync", "write(<sync'>)", "pid 1 may go on")
     else:
         yield Call("write", (SYNC_WRITE, b"!", 1), "pid 1 may go on")
+
+
+def _joins(host: Host) -> bool:
+    """Does pid 1 join its cgroup by itself, before anything else? On v1, and where clone does for clone3."""
+    return host.cgroups.version == 1 or (host.cgroups.version == 2 and "clone3" in host.hidden)
 
 
 def _maps(host: Host, modes: dict[str, Namespace | None]) -> Iterator[Step]:
@@ -299,7 +303,7 @@ def _init(
     fixed = joined(modes)
     yield Call("close", (SYNC_WRITE,), "so that the end of the launcher is noticed")
     yield Call("read", (SYNC_READ, bytes(8), 1), "wait for the ID maps", positive=True)
-    if host.cgroups.version == 1:
+    if _joins(host):
         yield Join("enter", "nothing of it happens outside of its limits")
     if "cgroup" in modes and "cgroup" not in fixed:
         # Not with the clone: the namespace's root is the group that its maker is in.

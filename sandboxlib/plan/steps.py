@@ -202,9 +202,9 @@ class Connect(NamedTuple):
 
 class Join(NamedTuple):
     """
-    Join the sandbox's cgroup in each hierarchy of v1; how many there are depends on the host.
+    Join the sandbox's cgroup: in each hierarchy of v1, and on v2 where clone3 is not to be had.
 
-    By ``tasks`` and for itself: moving another process, or one by ``cgroup.procs``, takes a lock that
+    On v1 by ``tasks`` and for itself: moving another process, or by ``cgroup.procs``, takes a lock that
     waits for an RCU grace period (14 ms measured).
 
     Attributes:
@@ -215,7 +215,7 @@ class Join(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        return "openat(<cgroup>/tasks, O_WRONLY)" if self.stage == "open" else 'write(<cgroup>/tasks, "0")'
+        return "openat(<cgroup>, O_WRONLY)" if self.stage == "open" else 'write(<cgroup>, "0")'
 
 
 class Action(NamedTuple):

@@ -1,0 +1,157 @@
+"""Hosts that forbid: what forbids is named, with the way out, by the error and by the doctor alike."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from sandboxlib import seccomp
+
+pytestmark = [pytest.mark.root, pytest.mark.userns]
+
+UNDER_FILTER = Path(__file__).parents[1] / "oracle" / "under_filter.py"
+LOOK = """
+import json
+from sandboxlib import Sandbox, SandboxError
+from sandboxlib.doctor import examine
+from sandboxlib.kernel.probe import probe
+try:
+    with Sandbox() as sb:
+        error = str(sb.run(["true"]).returncode)
+except SandboxError as problem:
+    error = str(problem)
+try:
+    with Sandbox(memory="64M") as sb:
+        limited = str(sb.run(["true"]).returncode)
+except SandboxError as problem:
+    limited = str(problem)
+print(json.dumps([error, limited, [str(finding) for finding in examine(probe())]]))
+"""
+
+
+def look(*before: str) -> tuple[str, str, str]:
+    """What an error says, one where a limit is asked for, and the doctor; started by the command *before*."""
+    command = [*before, sys.executable, "-c", LOOK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    error, limited, findings = json.loads(done.stdout)
+    return error, limited, "\n".join(findings)
+
+
+# --- switches of the kernel --------------------------------------------------------------------------
+
+
+def test_a_limit_of_no_user_namespaces_is_named() -> None:
+    # It is one of each user namespace: that of the machine stays as it is.
+    script = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    error, _, doctor = look("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh")
+    for text in (error, doctor):
+        assert "set user.max_user_namespaces above 0 with sysctl(8)" in text
+
+
+SWITCH = Path("/proc/sys/kernel/unprivileged_userns_clone")
+
+
+@pytest.fixture
+def _forbidden() -> Iterator[None]:
+    before = SWITCH.read_text()
+    SWITCH.write_text("0")
+    yield
+    SWITCH.write_text(before)
+
+
+@pytest.mark.lab
+@pytest.mark.qemu
+@pytest.mark.unprivileged
+@pytest.mark.switch("kernel.unprivileged_userns_clone")
+@pytest.mark.usefixtures("_forbidden")
+def test_debians_switch_is_named(as_user: Callable[..., CompletedProcess[str]]) -> None:
+    error, _, findings = json.loads(as_user(LOOK).stdout)
+    for text in (error, "\n".join(findings)):
+        assert "set kernel.unprivileged_userns_clone to 1 with sysctl(8)" in text
+    # Root is not meant.
+    assert look()[0] == "0"
+
+
+# --- inside a container ------------------------------------------------------------------------------
+
+
+def test_a_container_engines_filter_is_refused_by_the_names_of_its_calls(tmp_path: Path) -> None:
+    # What Docker's profile does to who has no CAP_SYS_ADMIN: no clone3, no namespaces, no mounts.
+    rules = [
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+        {
+            "names": [
+                "setns",
+                "unshare",
+                "mount",
+                "umount2",
+                "pivot_root",
+                "mount_setattr",
+                "fsopen",
+                "fsmount",
+            ],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": 1,
+        },
+        {
+            "names": ["clone"],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": 1,
+            "args": [{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0x10000000, "valueTwo": 0x10000000}],
+        },
+    ]
+    profile = seccomp.Profile.from_json(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))
+    (tmp_path / "filter").write_bytes(seccomp.compile(profile, arch=platform.machine()))
+    error, limited, doctor = look(sys.executable, str(UNDER_FILTER), str(tmp_path / "filter"))
+    for text in (error, limited, doctor):
+        assert "mount_setattr" in text
+        assert "setns" in text
+        assert "inside a container, start that with a seccomp profile that allows" in text
+
+
+def test_a_filter_that_forbids_the_namespaces_alone_is_told(tmp_path: Path) -> None:
+    rules = [
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+        {
+            "names": ["clone"],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": 1,
+            "args": [{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0x10000000, "valueTwo": 0x10000000}],
+        },
+    ]
+    profile = seccomp.Profile.from_json(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))
+    (tmp_path / "filter").write_bytes(seccomp.compile(profile, arch=platform.machine()))
+    error, _, _ = look(sys.executable, str(UNDER_FILTER), str(tmp_path / "filter"))
+    assert "user namespaces are forbidden here" in error
+
+
+READ_ONLY = """
+for folder in $(awk '$5 ~ "^/sys/fs/cgroup" {print $5}' /proc/self/mountinfo); do
+    mount -o remount,bind,ro "$folder" || exit 9
+done
+exec "$@"
+"""
+
+
+@pytest.mark.cgroup("memory")
+def test_with_a_read_only_cgroupfs_a_limit_is_refused_and_else_it_starts() -> None:
+    error, limited, doctor = look("unshare", "--mount", "sh", "-c", READ_ONLY, "sh")
+    assert error == "0"
+    assert "memory" in limited
+    assert "not possible on this host" in limited
+    assert "cgroups" in doctor
+
+
+def test_root_of_a_container_without_root_is_a_user_like_any_other() -> None:
+    # It has all capabilities, and one ID.
+    error, _, doctor = look("unshare", "--user", "--map-root-user")
+    assert error == "0"
+    assert "one alone, your own (0)" in doctor
