@@ -69,6 +69,8 @@ class Host:
         subuids, subgids: Subordinate (start, count), if newuidmap(1) and newgidmap(1) can be used.
         subids_fault: What is wrong with those that the user was given, and what to do; empty where he was
             given none, or can use them.
+        overlay_fault: Why the kernel gives no overlay, in the storage that was asked for; empty where it does
+            or nobody asked, see `sandboxlib.engine.current`.
         cgroups: Where cgroups can be made.
         view: What `Rootfs.host` shows.
         search_path: Folders for commands, in order.
@@ -94,6 +96,7 @@ class Host:
     subuids: tuple[int, int] | None = None
     subgids: tuple[int, int] | None = None
     subids_fault: str = ""
+    overlay_fault: str = ""
     cgroups: CGroupHost = CGroupHost()
     view: tuple[Entry, ...] = ()
     search_path: tuple[str, ...] = ()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from sandboxlib.images import AnyImage
 
 RootfsKind = Literal["host", "directory", "overlay", "empty", "image"]
+#: How layers are laid over each other.
+Driver = Literal["overlay", "copy"]
+DRIVERS = ("overlay", "copy")
 
 #: What the writable part holds by default: enough for a build, little against a machine's memory.
 SIZE = 256 << 20
@@ -43,10 +46,10 @@ MAX_LAYERS = 500
 _FIELDS: dict[str, tuple[str, ...]] = {
     "host": ("paths", "size", "nr_inodes"),
     "directory": ("path",),
-    "overlay": ("lower", "storage", "size", "nr_inodes"),
+    "overlay": ("lower", "storage", "driver", "size", "nr_inodes"),
     "empty": ("size", "nr_inodes"),
     # The layers are filled in where the image was looked up: see sandboxlib.engine.image.
-    "image": ("reference", "lower", "storage", "size", "nr_inodes"),
+    "image": ("reference", "lower", "storage", "driver", "size", "nr_inodes"),
 }
 _READONLY = {"host": True, "directory": True, "overlay": False, "empty": False, "image": False}
 
@@ -65,6 +68,8 @@ class Rootfs:
         reference: The image's name that ``image`` was given, or its digest.
         storage: ``tmpfs``, or the folder on disk where what is written lies while it runs;
             None where a kind has no upper layer.
+        driver: How layers are laid over each other: ``overlay`` by the kernel, ``copy`` by copying them
+            to *storage* first; None for the first that this host can.
         size: Bytes that can be written, in all; None where a disk is the only limit.
         nr_inodes: Files and folders that can be made, in all; None as above.
 
@@ -83,6 +88,7 @@ class Rootfs:
     lower: tuple[str, ...]
     reference: str | None
     storage: str | None
+    driver: Driver | None
     size: int | None
     nr_inodes: int | None
 
@@ -96,6 +102,7 @@ class Rootfs:
         lower: Iterable[str | os.PathLike[str]] = (),
         reference: str | AnyImage | None = None,
         storage: str | os.PathLike[str] | None = None,
+        driver: str | None = None,
         size: int | str | None = None,
         nr_inodes: int | None = None,
     ) -> None:
@@ -106,6 +113,7 @@ class Rootfs:
             "lower": lower,
             "reference": reference,
             "storage": storage,
+            "driver": driver,
             "size": size,
             "nr_inodes": nr_inodes,
         }
@@ -124,6 +132,7 @@ class Rootfs:
             lower=_lower(lower) if kind == "overlay" or (kind == "image" and lower) else (),
             reference=image_reference("reference", reference) if kind == "image" else None,
             storage=cast("str | None", storage),
+            driver=cast("Driver | None", None if driver is None else choice("driver", driver, DRIVERS)),
             size=_bound(
                 quantity.size("size", size, minimum=LEAST) if size is not None else None, SIZE, bounded
             ),
@@ -180,6 +189,7 @@ class Rootfs:
         size: int | str | None = None,
         nr_inodes: int | None = None,
         storage: str | os.PathLike[str] = "tmpfs",
+        driver: Driver | None = None,
         readonly: bool = False,
     ) -> Rootfs:
         """
@@ -190,6 +200,8 @@ class Rootfs:
             size: Bytes, or a string such as ``"64M"``, that can be written; 256M in memory.
             nr_inodes: How many files and folders can be made; 65536 in memory.
             storage: ``tmpfs``, or a folder on disk in which what is written lies while it runs.
+            driver: ``overlay``, or ``copy``, for which *storage* has to be a folder; None for the first that
+                this host can, which the plan's notes name if it is not the first of all.
             readonly: Nothing can be written.
 
         Raises:
@@ -197,7 +209,15 @@ class Rootfs:
 
         Kernel: Documentation/filesystems/overlayfs.rst.
         """
-        return cls("overlay", lower=lower, size=size, nr_inodes=nr_inodes, storage=storage, readonly=readonly)
+        return cls(
+            "overlay",
+            lower=lower,
+            size=size,
+            nr_inodes=nr_inodes,
+            storage=storage,
+            driver=driver,
+            readonly=readonly,
+        )
 
     @classmethod
     def empty(
@@ -224,6 +244,7 @@ class Rootfs:
         size: int | str | None = None,
         nr_inodes: int | None = None,
         storage: str | os.PathLike[str] = "tmpfs",
+        driver: Driver | None = None,
         readonly: bool = False,
     ) -> Rootfs:
         """
@@ -235,13 +256,20 @@ class Rootfs:
             size: As for `overlay`.
             nr_inodes: As for `overlay`.
             storage: As for `overlay`.
+            driver: As for `overlay`.
             readonly: Nothing can be written.
 
         Raises:
             SpecError: A value makes no sense.
         """
         return cls(
-            "image", reference=reference, size=size, nr_inodes=nr_inodes, storage=storage, readonly=readonly
+            "image",
+            reference=reference,
+            size=size,
+            nr_inodes=nr_inodes,
+            storage=storage,
+            driver=driver,
+            readonly=readonly,
         )
 
     def open(self) -> OpenRootfs:
@@ -272,6 +300,7 @@ class Rootfs:
             "size": None if on_disk else SIZE,
             "nr_inodes": None if on_disk else INODES,
             "storage": "tmpfs",
+            "driver": None,
             "readonly": _READONLY[self.kind],
         }
         given.extend(

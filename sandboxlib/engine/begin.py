@@ -51,7 +51,7 @@ async def gather(engine: Engine) -> Values:
     if spec.mounts or spec.rootfs is not None:
         from sandboxlib.engine.storage import prepare
 
-        engine.places = await prepare(engine.waiter, spec, host)
+        engine.places = await prepare(engine.waiter, spec, host, engine.ids)
         values.update(engine.places.values)
     if is_made(spec):
         from sandboxlib.engine.connect_network import prepare as prepare_network

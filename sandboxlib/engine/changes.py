@@ -16,15 +16,17 @@ import stat as modes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from sandboxlib.engine.copied import since
 from sandboxlib.engine.files import Owners, requests
-from sandboxlib.engine.lowers import WHY, Layers, is_whiteout, opaque
 from sandboxlib.engine.outside import GIVEN, outside
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.storage import lowers
 from sandboxlib.engine.walk import FOLDER, TOP, Requests, at, opening
 from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.image.lowers import WHY, Layers, is_whiteout, opaque
 from sandboxlib.plan import root, tree
 from sandboxlib.plan.flags import AT_FDCWD, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY
+from sandboxlib.plan.overlay import driver_of
 from sandboxlib.plan.steps import Call, Step, Write, flatten
 from sandboxlib.result import Change
 from sandboxlib.rootfs import Rootfs
@@ -67,6 +69,8 @@ async def changes(engine: Engine) -> list[Change]:
     try:
         async with Session(engine, upper) as session:
             view = _Upper(Requests(session), Session.GIVEN, engine.host.privileged, owners.pair, below, made)
+            if driver_of(rootfs, engine.host) == "copy":
+                view.copied = since(engine.scratch)
             return await view.against(lowers(rootfs, engine.scratch), based=rootfs.kind == "image")
     finally:
         os.close(upper)
@@ -87,6 +91,8 @@ async def of_tree(waiter: Waiter, opened: OpenRootfs) -> list[Change]:
     try:
         async with outside(waiter, host, upper) as asked:
             view = _Upper(asked, GIVEN, host.privileged, _as_is, _as_is, set())
+            if driver_of(rootfs, host) == "copy":
+                view.copied = since(opened.scratch)
             return await view.against(lowers(rootfs, opened.scratch), based=rootfs.kind == "image")
     finally:
         os.close(upper)
@@ -231,7 +237,10 @@ class _Upper:
         top: Where the helper has it.
         owner, below: Owners in it, and in the layers below, as one and the same kind of number.
         made: Folders that were made to mount on, and are no change.
+        copied: When it was complete, as a copy of all that is below; 0 where it has what was written alone.
     """
+
+    copied = 0
 
     def __init__(
         self, asked: Requests, top: int, privileged: bool, owner: Pair, below: Pair, made: set[bytes]
@@ -296,6 +305,8 @@ class _Upper:
             if not (path in self.made and modes.S_ISDIR(entry.st_mode)):
                 self._found.append((path, "added"))
         elif not (modes.S_ISDIR(entry.st_mode) and modes.S_ISDIR(under.st_mode)):
+            if self.copied and entry.st_ctime_ns < self.copied and _same(entry, under):
+                return
             self._found.append((path, "modified"))
         elif entry.st_mode != under.st_mode or self.owner(entry.st_uid, entry.st_gid) != self.below(
             under.st_uid, under.st_gid
@@ -305,6 +316,8 @@ class _Upper:
 
     async def _opaque(self, fd: int) -> bool:
         """Does the folder hide what is below it?"""
+        if self.copied:
+            return True
         if self._privileged:
             return opaque(fd, self._mark)
         # Of a subordinate user's folder only the helper may ask. No other value has one byte.
@@ -312,6 +325,13 @@ class _Upper:
             "fgetxattr", (FOLDER, self._mark, bytes(8), 1), WHY, ignore=(errno.ENODATA, errno.EOPNOTSUPP)
         )
         return (await self._asked.ask(call)).value == 1
+
+
+def _same(entry: os.stat_result, under: os.stat_result) -> bool:
+    """As they were copied: should the clock have been set back since."""
+    if modes.S_IFMT(entry.st_mode) != modes.S_IFMT(under.st_mode) or entry.st_size != under.st_size:
+        return False
+    return entry.st_mode == under.st_mode and entry.st_mtime_ns == under.st_mtime_ns
 
 
 __all__ = ["at", "changes", "of_tree"]

@@ -22,6 +22,7 @@ from sandboxlib.image import making
 from sandboxlib.image.facts import Facts, facts
 from sandboxlib.image.pack import pack_changes, pack_tree
 from sandboxlib.plan import tree
+from sandboxlib.plan.overlay import driver_of
 from sandboxlib.reference import Reference
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ async def commit(
             "commit() of a sandbox without an image",
             "an image below what it has written",
             "begin with Sandbox(image=...), or export() it and use Image.from_rootfs",
+        )
+    rootfs = engine.spec.rootfs
+    if rootfs is not None and driver_of(rootfs, engine.host) == "copy":
+        raise UnsupportedError(
+            "commit() of a copy of the layers",
+            "a layer of its own for what is written",
+            "export() it and use Image.from_rootfs",
         )
     wanted = Reference.parse(name, "name")
     if wanted.digest:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sandboxlib.engine.ids import IdRanges
-from sandboxlib.errors import SpecError
+from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.host import CGroupHost, Host
 from sandboxlib.kernel.cgroup import acquire, sweep
 from sandboxlib.kernel.probe import probe
@@ -36,7 +36,8 @@ class Program:
         self.ids = IdRanges(self.host.run_dir)
         self.children: set[int] = set()
         self._swept = False
-        self._seen: dict[frozenset[str], Host] = {frozenset(): self.host}
+        self._seen: dict[tuple[frozenset[str], str], Host] = {(frozenset(), ""): self.host}
+        self._faults: dict[str, str] = {}
         # What programs left that were killed: the kernel frees all but their cgroups.
         sweep(self.host.cgroups)
 
@@ -66,14 +67,40 @@ class Program:
             # What another thread or task has found meanwhile is the same, and known to caches.
             if not self.host.cgroups.version:
                 self.host = attrs.evolve(self.host, cgroups=found)
-                self._seen = {frozenset(): self.host}
+                self._seen = {(frozenset(), ""): self.host}
         return self.host.cgroups
 
-    def host_for(self, files: frozenset[str]) -> Host:
-        """The host, and which bind sources are files; the same object each time."""
-        if files not in self._seen:
-            self._seen[files] = attrs.evolve(self.host, files=files)
-        return self._seen[files]
+    def host_for(self, files: frozenset[str], fault: str = "") -> Host:
+        """The host, which bind sources are files, and why there is no overlay; the same object each time."""
+        key = files, fault
+        if key not in self._seen:
+            self._seen[key] = attrs.evolve(self.host, files=files, overlay_fault=fault)
+        return self._seen[key]
+
+    def overlay_fault(self, storage: str) -> str:
+        """
+        Why the kernel gives no overlay that writes to *storage*; empty where it does.
+
+        One is made, the first time that it matters, and gone again: 2 ms.
+        """
+        if storage not in self._faults:
+            self._faults[storage] = _try_overlay(storage)
+        return self._faults[storage]
+
+
+def _try_overlay(storage: str) -> str:
+    from sandboxlib.engine.mounted import make_rootfs
+    from sandboxlib.engine.waiter import BLOCKING, complete
+    from sandboxlib.rootfs import Rootfs
+
+    # A folder in which nothing is mounted.
+    below = os.path.dirname(os.path.abspath(__file__))
+    try:
+        opened = complete(make_rootfs(BLOCKING, Rootfs.overlay([below], storage=storage, driver="overlay")))
+    except (KernelError, UnsupportedError) as error:
+        return str(error)
+    opened.close()
+    return ""
 
 
 @lru_cache(1)
@@ -128,7 +155,10 @@ def _looked_at(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
         mounts.append(mount)
     if len(mounts) != len(spec.mounts):
         spec = attrs.evolve(spec, mounts=mounts)
-    return _security(spec), owner.host_for(frozenset(files))
+    fault = ""
+    if rootfs is not None and rootfs.storage is not None and rootfs.driver is None:
+        fault = owner.overlay_fault(rootfs.storage)
+    return _security(spec), owner.host_for(frozenset(files), fault)
 
 
 def _shared_names(spec: SandboxSpec) -> SandboxSpec:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
+from sandboxlib.engine.current import program
 from sandboxlib.engine.volumes import state_folder
 from sandboxlib.errors import ImageError
 from sandboxlib.host import Host
@@ -175,7 +176,7 @@ def _ranges(text: str) -> tuple[tuple[int, int, int], ...]:
 
 def storage_of(host: Host) -> str:
     """Where what is written goes, where nobody says so: to memory, or where a kernel cannot, to disk."""
-    if keeps_in_memory(host):
+    if keeps_in_memory(host) and not program().overlay_fault("tmpfs"):
         return "tmpfs"
     return os.path.join(state_folder(), "written")
 

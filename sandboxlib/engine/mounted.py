@@ -133,7 +133,7 @@ async def _mount(waiter: Waiter, rootfs: Rootfs, lease: Lease | None) -> OpenRoo
     child.append(Report("ready", "the tree", tree.MOUNT))
     flags = CLONE_PARENT | CLONE_NEWNS | (NOTHING if host.privileged else CLONE_NEWUSER)
     recipe = Recipe(flags, tuple(child), plan.sources, plan.with_user_namespace)
-    places = await prepare(waiter, spec, host)
+    places = await prepare(waiter, spec, host, alone=True)
     try:
         made = await make(waiter, host, recipe, places.values)
         await end(waiter, made.pid, made.pidfd)

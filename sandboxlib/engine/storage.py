@@ -19,6 +19,7 @@ from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
 from sandboxlib.kernel.launcher import close
 from sandboxlib.plan.flags import AT_EMPTY_PATH
+from sandboxlib.plan.overlay import driver_of
 from sandboxlib.plan.root import user_of
 from sandboxlib.plan.steps import Call
 
@@ -84,9 +85,18 @@ class Places:
             os.unlink(os.path.join(self._host.run_dir, _LINK + os.path.basename(folder)))
 
 
-async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Places:
+async def prepare(
+    waiter: Waiter, spec: SandboxSpec, host: Host, ids: int | None = None, *, alone: bool = False
+) -> Places:
     """
     Make what *spec* has on disk; release it when the sandbox is gone.
+
+    Args:
+        waiter: To wait by.
+        spec: What is asked for.
+        host: What this machine can do.
+        ids: The first of the sandbox's range of IDs, if it has one.
+        alone: It is for a file tree without a sandbox, whose owners are the program's.
 
     Raises:
         UnsupportedError: A limit of size that this host cannot hold.
@@ -107,9 +117,14 @@ async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Places:
             )
     try:
         await places.lock(waiter, spec)
-        if storage is not None:
+        if storage is not None and rootfs is not None:
             places.make(storage)
-            if not host.privileged:
+            if driver_of(rootfs, host) == "copy":
+                from sandboxlib.engine.copied import as_is, copy_layers, shifted
+
+                shift = as_is if alone else shifted(spec, host, ids)
+                await copy_layers(waiter, spec, host, str(places.values["storage"]), shift)
+            elif not host.privileged:
                 _check_marks(str(places.values["storage"]), storage)
             # Of programs of earlier times: the links in the run-time folder do not outlive a boot.
             await sweep_folder(waiter, host, storage)

@@ -299,6 +299,15 @@ def remove_apart(folder: int, name: str, owner: Owner) -> None:
     Worker(job, owner, {"folder": folder}).run()
 
 
+def merge_apart(
+    lowers: Sequence[int], folder: int, owner: Owner, mark: str, cancelled: Callable[[], None]
+) -> None:
+    """Copy layers into one folder in a worker; see `sandboxlib.image.merge`. Raises: KernelError."""
+    ids = owner if owner.kind == "range" else own_ids()
+    job = {"job": "merge", "owner": words(owner), "mark": mark}
+    Worker(job, ids, {"folder": folder, "lowers": list(lowers)}, cancelled=cancelled).run()
+
+
 def pack_apart(
     folder: int,
     write: Callable[[bytes], object],
@@ -312,4 +321,4 @@ def pack_apart(
     return Worker(job, ids, {"folder": folder}, write=write, cancelled=cancelled).run()
 
 
-__all__ = ["Worker", "own_ids", "pack_apart", "remove_apart", "unpack_apart", "write_maps"]
+__all__ = ["Worker", "merge_apart", "own_ids", "pack_apart", "remove_apart", "unpack_apart", "write_maps"]

@@ -16,6 +16,7 @@ import attrs
 
 from sandboxlib.errors import SandboxError
 from sandboxlib.image import wire
+from sandboxlib.image.merge import merge
 from sandboxlib.image.owner import Owner
 from sandboxlib.image.pack import pack_here
 from sandboxlib.image.unpack import Limits, Policy, remove_here, unpack_here
@@ -67,6 +68,10 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
                 cancelled,
             )
         return attrs.asdict(done)
+    if job["job"] == "merge":
+        # Who is not in the map stays the one that the kernel shows for it.
+        merge(job["lowers"], job["folder"], job["mark"], lambda uid, gid: (uid, gid), cancelled)
+        return {}
     if job["job"] == "remove":
         remove_here(job["folder"], job["name"])
         return {}

@@ -106,6 +106,25 @@ def steps(context: int, lowers: list[int], host: Host, *, on_image: bool = False
     yield Call("setns", (tree.MOUNT, CLONE_NEWNS), "back; the overlay keeps its layers")
 
 
+def driver_of(rootfs: Rootfs, host: Host) -> str:
+    """
+    How the layers of *rootfs* are laid over each other here.
+
+    Raises:
+        UnsupportedError: Not as was asked for, or in no way.
+    """
+    fault = host.overlay_fault
+    chosen = rootfs.driver or ("copy" if fault else "overlay")
+    if chosen == "overlay" and fault:
+        hint = "leave driver= out, or take driver='copy' and storage='/a/folder'"
+        raise UnsupportedError("an overlay by the kernel", f"what it refuses: {fault}", hint)
+    if chosen == "copy" and rootfs.storage == "tmpfs":
+        needs = f"an overlay of the kernel's ({fault})" if fault else "a folder on disk to copy the layers to"
+        hint = f"let them be copied to a disk: Rootfs.{rootfs.kind}(..., storage='/a/folder')"
+        raise UnsupportedError("layers in memory", needs, hint)
+    return chosen
+
+
 def keeps_in_memory(host: Host) -> bool:
     """Can what is written to an overlay lie in memory? A user's needs user.* on tmpfs."""
     return host.privileged or host.kernel >= (6, 6)
@@ -129,14 +148,19 @@ def check(rootfs: Rootfs, host: Host, user: Namespace | None, owned: bool) -> No
     if rootfs.storage == "tmpfs" and not keeps_in_memory(host):
         hint = f"let it write to a disk: Rootfs.{rootfs.kind}(..., storage='/a/folder')"
         raise UnsupportedError("an overlay in memory without root", "Linux 6.6, for user.* on tmpfs", hint)
-    if owned and user is not None and user.mode == "join":
-        raise UnsupportedError("an overlay in a user namespace that is joined", "ID maps of its own")
+    check_ids(user, owned)
     # An image's base takes the room of three in the one string of old kernels.
     most = most_layers(host.kernel) - (3 if rootfs.kind == "image" else 0)
     if len(rootfs.lower) > most:
         raise UnsupportedError(
             f"an overlay of {len(rootfs.lower)} layers", "Linux 6.7", f"here are {most} possible"
         )
+
+
+def check_ids(user: Namespace | None, owned: bool) -> None:
+    """Raises: UnsupportedError: Layers have to get the owners of a user namespace that others made."""
+    if owned and user is not None and user.mode == "join":
+        raise UnsupportedError("an overlay in a user namespace that is joined", "ID maps of its own")
 
 
 def first_ids(user: Namespace | None) -> tuple[int | Variable, int | Variable]:
@@ -146,4 +170,14 @@ def first_ids(user: Namespace | None) -> tuple[int | Variable, int | Variable]:
     return user.uid_map[0].outside, user.gid_map[0].outside
 
 
-__all__ = ["BASE", "base", "check", "first_ids", "keeps_in_memory", "most_layers", "steps"]
+__all__ = [
+    "BASE",
+    "base",
+    "check",
+    "check_ids",
+    "driver_of",
+    "first_ids",
+    "keeps_in_memory",
+    "most_layers",
+    "steps",
+]

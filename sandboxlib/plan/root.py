@@ -258,6 +258,9 @@ class Builder:
         Linux 6.6), and its layers can be ID-mapped.
         """
         self.trusted = False
+        if overlay.driver_of(rootfs, self.host) == "copy":
+            self.copied()
+            return
         user = self.spec.namespace("user")
         overlay.check(rootfs, self.host, user, self.owned)
         why = "writes go to a layer of its own"
@@ -292,6 +295,16 @@ class Builder:
             late.append(Call("fchownat", args, "root of the sandbox owns it"))
         late.extend(overlay.steps(OVERLAY, [int(fd) for fd in lowers], self.host, on_image=on_image))
         self.build.append(Call("fsmount", (OVERLAY, FSMOUNT_CLOEXEC, _SAFE), why, out=tree.ROOT))
+        self._attach_root()
+        self.keep = tree.SCRATCH
+
+    def copied(self) -> None:
+        """A copy of the layers, which the program has made: see `sandboxlib.engine.copied`."""
+        overlay.check_ids(self.spec.namespace("user"), self.owned)
+        fd = self.source(Template("{storage}/upper"), "a copy of the layers", _SAFE, recursive=False)
+        kept = tree.open_tree(Template("{storage}"), tree.SCRATCH, "where it is", recursive=False)
+        (self.early if self.host.privileged else self.build).append(kept)
+        self.build.append(Call("dup3", (fd, tree.ROOT, O_CLOEXEC), "it is the root from here on"))
         self._attach_root()
         self.keep = tree.SCRATCH
 

@@ -387,7 +387,9 @@ def _notes(spec: SandboxSpec, host: Host) -> Iterator[str]:
             "them only with subordinate group IDs: install uidmap, add the user to /etc/subgid"
         )
     rootfs = spec.rootfs
-    if rootfs is not None and rootfs.kind == "image" and not overlay.keeps_in_memory(host):
+    if rootfs is not None and host.overlay_fault:
+        yield f"layers are copied to {rootfs.storage}, for an overlay is refused: {host.overlay_fault}"
+    elif rootfs is not None and rootfs.kind == "image" and not overlay.keeps_in_memory(host):
         yield (
             f"what is written lies on disk in {rootfs.storage}, with no limit but that: in memory a user's "
             "needs Linux 6.6"

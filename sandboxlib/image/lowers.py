@@ -46,7 +46,7 @@ class Layers:
     def open(self, tops: tuple[int, ...], path: bytes) -> None:
         """Open the folder *path* in each of the layers *tops* that shows through."""
         for top in tops:
-            fd = _descend(top, path)
+            fd = descend(top, path)
             if fd < 0:
                 continue
             self._open.append((top, fd))
@@ -80,6 +80,16 @@ class Layers:
             break
         return first, tuple(folders)
 
+    def holder(self, name: bytes) -> int:
+        """The folder, of the topmost layer that has it, in which *name* is."""
+        for _, fd in self._open:
+            try:
+                os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            return fd
+        raise KernelError(errno.ENOENT, f"fstatat({name!r})", WHY)
+
     def names(self) -> Iterator[bytes]:
         """All names, each once, without those that are whited out."""
         listed: set[bytes] = set()
@@ -95,10 +105,10 @@ def _of_root(found: os.stat_result) -> os.stat_result:
     """The same, of root: on disk it has the number that root has outside."""
     fields = list(found)
     fields[modes.ST_UID] = fields[modes.ST_GID] = 0
-    return os.stat_result(fields, {"st_rdev": found.st_rdev})
+    return os.stat_result(fields, {"st_rdev": found.st_rdev, "st_mtime_ns": found.st_mtime_ns})
 
 
-def _descend(top: int, path: bytes) -> int:
+def descend(top: int, path: bytes) -> int:
     """Open the folder *path* below *top*; -1 if it is no more. Links in a layer are not followed."""
     fd = os.dup(top)
     for part in filter(None, path.split(b"/")):
@@ -114,4 +124,4 @@ def _descend(top: int, path: bytes) -> int:
     return fd
 
 
-__all__ = ["WHY", "Layers", "is_whiteout", "opaque"]
+__all__ = ["WHY", "Layers", "descend", "is_whiteout", "opaque"]
