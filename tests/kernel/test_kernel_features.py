@@ -230,7 +230,7 @@ SHOWN = {
     "a cgroup that may be written": "test_scope.py",
     "`cpuset.cpus.partition`": "test_cgroup_v2.py",
     "PSI": "test_cgroup_live.py",
-    "overlay in a user namespace": "test_rootfs.py",
+    "overlay in a user namespace": "test_overlay_drivers.py",
     "time namespace": "test_without_clone3_a_sandbox_has_all_its_namespaces",
     "`user.*` attributes": "test_rootfs.py",
 }

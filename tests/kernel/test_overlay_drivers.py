@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from sandboxlib import Image, Mount, Rootfs, Sandbox, SpecError, UnsupportedError
+from sandboxlib.engine.current import program
 
 import trees
 import users
@@ -265,6 +266,54 @@ def test_where_the_kernel_refuses_an_overlay_the_layers_are_copied_and_the_plan_
     assert found == ["x\n", ["/data/below"]]
     assert "fsconfig" in asked
     assert (lower[1] / "data/below").read_text() == "below"
+
+
+def test_an_image_finds_a_place_for_its_copy_by_itself(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = layers.storage.parent / "state"
+    monkeypatch.setenv("SANDBOXLIB_STATE_DIR", str(state))
+    # As a host is where the first try fails.
+    monkeypatch.setattr(program(), "_faults", dict.fromkeys(("tmpfs", f"{state}/written"), "no such device"))
+    Image.from_rootfs(layers.lower[1], name="app:1")
+    with Sandbox(image="app:1", mounts=layers.mounts) as sb:
+        assert (
+            f"layers are copied to {state}/written, for an overlay is refused: no such device"
+            in sb.plan().notes
+        )
+        assert sb.sh("cat /data/below; echo x >/data/below", text=True).stdout == "below"
+        assert [change.path for change in sb.changes()] == ["/data/below"]
+    assert os.listdir(state / "written") == []
+    # Where a limit was asked for, it is not left out.
+    with pytest.raises(UnsupportedError, match="no such device"):
+        Sandbox(rootfs=Rootfs.image("app:1", size="1M")).plan()
+
+
+@pytest.mark.root
+def test_layers_that_cannot_be_id_mapped_can_be_copied(layers: Layers) -> None:
+    # An overlay itself is such a file system.
+    program_ = """
+import sys
+from sandboxlib import KernelError, Mount, Rootfs, Sandbox
+lower, storage, *folders = sys.argv[1:]
+mounts = [Mount.bind(folder, folder, readonly=True) for folder in folders]
+for driver in ("overlay", "copy"):
+    try:
+        with Sandbox(rootfs=Rootfs.overlay([lower], storage=storage, driver=driver), mounts=mounts) as sb:
+            print(sb.sh("stat -c %u /data/below; rm /data/below", text=True).stdout, len(sb.changes()))
+    except KernelError as error:
+        print("ID-mapped" in str(error))
+"""
+    place = layers.storage.parent
+    for name in ("above", "work", "merged"):
+        (place / name).mkdir()
+    options = f"lowerdir={layers.lower[1]},upperdir={place}/above,workdir={place}/work"
+    script = 'mount -t overlay -o "$0" overlay "$1" && shift && exec "$@"'
+    inside = [sys.executable, "-c", program_, f"{place}/merged", str(layers.storage)]
+    inside += [mount.destination for mount in layers.mounts]
+    command = ["unshare", "--mount", "sh", "-c", script, options, f"{place}/merged", *inside]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["True", "0", "1"], "")
 
 
 @pytest.mark.root
