@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from sandboxlib import seccomp
+from sandboxlib import Sandbox, Security, seccomp
 
 pytestmark = [pytest.mark.root, pytest.mark.userns]
 
@@ -155,3 +155,36 @@ def test_root_of_a_container_without_root_is_a_user_like_any_other() -> None:
     error, _, doctor = look("unshare", "--user", "--map-root-user")
     assert error == "0"
     assert "one alone, your own (0)" in doctor
+
+
+# --- a sandbox in a sandbox --------------------------------------------------------------------------
+
+INNER = """
+from sandboxlib import Limits, Sandbox, UnsupportedError
+with Sandbox() as sb:
+    print(sb.run(["id", "-u"], text=True).stdout.strip(), len(sb.processes()), sb.changes())
+    print(sb.sh("unshare --user true || mount -t tmpfs none /work || echo >/usr/x").returncode != 0)
+try:
+    Sandbox(memory="64M").plan()
+except UnsupportedError as error:
+    print(error.feature)
+with Sandbox() as sb:
+    print(sb.run(["python3", "-c", "b = bytearray(400 << 20)"]).returncode != 0)
+"""
+OPEN = ["no-nested-userns", "proc-subset", "hidden-processes", "masked-paths"]
+
+
+@pytest.mark.cgroup("memory")
+def test_a_sandbox_in_a_sandbox_is_as_tight_and_bound_by_the_outer_limits() -> None:
+    # It takes a user who may make user namespaces, and a /proc of which nothing is hidden.
+    security = Security(user=1000, seccomp="unconfined", without=OPEN)
+    with Sandbox(memory="256M", security=security) as sb:
+        done = sb.run([sys.executable, "-c", INNER], text=True)
+        assert (done.stdout.splitlines(), done.stderr) == (["0 0 []", "True", "memory_max", "True"], "")
+
+
+def test_by_default_there_is_none() -> None:
+    with Sandbox() as sb:
+        done = sb.run([sys.executable, "-c", INNER], text=True)
+        assert done.returncode == 1
+        assert "UnsupportedError" in done.stderr

@@ -157,7 +157,7 @@ except OSError as error:
 @pytest.mark.lab
 @pytest.mark.apparmor
 def test_the_profile_in_the_documentation_works(load: Callable[[str], None]) -> None:
-    text = re.search(r"```apparmor\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    text = re.search(r"```text\n(# What runs in a sandbox.*?)```", DOCS.read_text(), re.DOTALL)
     assert text is not None
     load(text[1])
     security = Security(apparmor="sandboxlib-payload", capabilities=["ALL"])
