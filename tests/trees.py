@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from sandboxlib import Mount
@@ -36,3 +38,25 @@ def storage(folder: Path) -> str | Path:
         return "tmpfs"
     (folder / "storage").mkdir()
     return folder / "storage"
+
+
+def on_an_overlay(place: Path, lower: Path, program: str, *arguments: str) -> str:
+    """
+    What a Python *program* prints that has an overlay of *lower*, of the test's own, at ``place/merged``.
+
+    An overlay is a file system that cannot be ID-mapped, and that takes no upper layer of another. As root.
+    """
+    for name in ("over", "work", "merged"):
+        (place / name).mkdir()
+    options = f"lowerdir={lower},upperdir={place}/over,workdir={place}/work"
+    script = 'mount -t overlay -o "$0" overlay "$1" && shift && exec "$@"'
+    inside = [sys.executable, "-c", program, *arguments]
+    command = ["unshare", "--mount", "sh", "-c", script, options, f"{place}/merged", *inside]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def destinations(mounts: list[Mount]) -> list[str]:
+    """What `system` has mounted, as arguments."""
+    return [mount.destination for mount in mounts]

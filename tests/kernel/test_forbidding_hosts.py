@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +12,12 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from sandboxlib import Sandbox, Security, seccomp
+from sandboxlib import Sandbox, Security
+
+import filters
 
 pytestmark = [pytest.mark.root, pytest.mark.userns]
 
-UNDER_FILTER = Path(__file__).parents[1] / "oracle" / "under_filter.py"
 LOOK = """
 import json
 from sandboxlib import Sandbox, SandboxError
@@ -83,34 +84,18 @@ def test_debians_switch_is_named(as_user: Callable[..., CompletedProcess[str]]) 
 # --- inside a container ------------------------------------------------------------------------------
 
 
+#: What Docker's profile does to who has no CAP_SYS_ADMIN: no clone3, no namespaces, no mounts.
+NO_CLONE = (
+    filters.failing(["clone3"], errno.ENOSYS),
+    filters.failing(["clone"], errno.EPERM, flag=filters.CLONE_NEWUSER),
+)
+NO_MOUNTS = filters.failing(
+    ["setns", "unshare", "mount", "umount2", "pivot_root", "mount_setattr", "fsopen", "fsmount"], errno.EPERM
+)
+
+
 def test_a_container_engines_filter_is_refused_by_the_names_of_its_calls(tmp_path: Path) -> None:
-    # What Docker's profile does to who has no CAP_SYS_ADMIN: no clone3, no namespaces, no mounts.
-    rules = [
-        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
-        {
-            "names": [
-                "setns",
-                "unshare",
-                "mount",
-                "umount2",
-                "pivot_root",
-                "mount_setattr",
-                "fsopen",
-                "fsmount",
-            ],
-            "action": "SCMP_ACT_ERRNO",
-            "errnoRet": 1,
-        },
-        {
-            "names": ["clone"],
-            "action": "SCMP_ACT_ERRNO",
-            "errnoRet": 1,
-            "args": [{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0x10000000, "valueTwo": 0x10000000}],
-        },
-    ]
-    profile = seccomp.Profile.from_json(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))
-    (tmp_path / "filter").write_bytes(seccomp.compile(profile, arch=platform.machine()))
-    error, limited, doctor = look(sys.executable, str(UNDER_FILTER), str(tmp_path / "filter"))
+    error, limited, doctor = look(*filters.under(tmp_path, *NO_CLONE, NO_MOUNTS))
     for text in (error, limited, doctor):
         assert "mount_setattr" in text
         assert "setns" in text
@@ -118,18 +103,7 @@ def test_a_container_engines_filter_is_refused_by_the_names_of_its_calls(tmp_pat
 
 
 def test_a_filter_that_forbids_the_namespaces_alone_is_told(tmp_path: Path) -> None:
-    rules = [
-        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
-        {
-            "names": ["clone"],
-            "action": "SCMP_ACT_ERRNO",
-            "errnoRet": 1,
-            "args": [{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0x10000000, "valueTwo": 0x10000000}],
-        },
-    ]
-    profile = seccomp.Profile.from_json(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))
-    (tmp_path / "filter").write_bytes(seccomp.compile(profile, arch=platform.machine()))
-    error, _, _ = look(sys.executable, str(UNDER_FILTER), str(tmp_path / "filter"))
+    error, _, _ = look(*filters.under(tmp_path, *NO_CLONE))
     assert "user namespaces are forbidden here" in error
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import errno
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
@@ -16,13 +14,13 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from sandboxlib import seccomp
+import filters
+import trees
 
 pytestmark = [pytest.mark.root, pytest.mark.userns]
 
 HERE = Path(__file__)
 DOCS = HERE.parents[2] / "docs" / "kernel-features.md"
-UNDER_FILTER = HERE.parents[1] / "oracle" / "under_filter.py"
 HIDDEN = pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM], ids=["ENOSYS", "EPERM"])
 START = """
 import json, os
@@ -55,17 +53,9 @@ print(json.dumps([found, []]))
 """
 
 
-def filtering(call: str, number: int) -> bytes:
-    """A filter under which *call* fails with *number*."""
-    rule = {"names": [call], "action": "SCMP_ACT_ERRNO", "errnoRet": number}
-    profile = seccomp.Profile.from_json(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
-    return seccomp.compile(profile, arch=platform.machine())
-
-
 def without(call: str, number: int, folder: Path, program: str = START) -> list[object]:
     """Start a sandbox where *call* fails with *number*; what came of it."""
-    (folder / "filter").write_bytes(filtering(call, number))
-    command = [sys.executable, str(UNDER_FILTER), str(folder / "filter"), sys.executable, "-c", program]
+    command = [*filters.under(folder, filters.failing([call], number)), sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result, children = json.loads(done.stdout)
@@ -77,10 +67,10 @@ def as_user_without(
     call: str, number: int, as_user: Callable[..., CompletedProcess[str]], program: str = START
 ) -> list[object]:
     """The same as a plain user."""
-    code = base64.b64encode(filtering(call, number)).decode()
+    code = base64.b64encode(filters.compiled(filters.failing([call], number))).decode()
     load = f"""
 import base64, sys
-sys.path.insert(0, {str(UNDER_FILTER.parent)!r})
+sys.path.insert(0, {str(filters.UNDER_FILTER.parent)!r})
 from under_filter import load
 load(base64.b64decode({code!r}))
 """
@@ -195,15 +185,10 @@ try:
 except KernelError as error:
     print(error)
 """
-    for name in ("lower", "upper", "work", "merged"):
-        (tmp_path / name).mkdir()
-    options = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
-    script = 'mount -t overlay -o "$0" overlay "$1" && shift && exec "$@"'
-    inside = [sys.executable, "-c", program, str(tmp_path / "merged")]
-    command = ["unshare", "--mount", "sh", "-c", script, options, str(tmp_path / "merged"), *inside]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "mount_setattr" in done.stdout
-    assert "does not support ID-mapped mounts" in done.stdout
+    (tmp_path / "lower").mkdir()
+    told = trees.on_an_overlay(tmp_path, tmp_path / "lower", program, str(tmp_path / "merged"))
+    assert "mount_setattr" in told
+    assert "does not support ID-mapped mounts" in told
 
 
 @pytest.mark.parametrize("call", ["seccomp", "capset", "keyctl", "pivot_root", "sethostname", "umount2"])
@@ -257,4 +242,3 @@ def test_each_row_of_the_table_has_a_test_or_is_known_to_have_none() -> None:
     assert [name for name in known if not any(row.startswith(name) for row in rows)] == []
     for test in SHOWN.values():
         assert f"def {test}(" in HERE.read_text() or (HERE.parent / test).exists(), test
-    assert os.path.exists(UNDER_FILTER)

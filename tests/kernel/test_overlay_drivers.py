@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -248,24 +247,16 @@ def test_where_the_kernel_refuses_an_overlay_the_layers_are_copied_and_the_plan_
     layers: Layers,
 ) -> None:
     # What is written cannot lie on an overlay without a place for its marks, as within many a container.
-    lower, mounts, storage = layers
-    for name in ("below", "above", "work", "merged"):
-        (storage.parent / name).mkdir()
-    place = storage.parent
-    options = f"lowerdir={place}/below,upperdir={place}/above,workdir={place}/work"
-    script = 'mount -t overlay -o "$0" overlay "$1" && shift && exec "$@"'
-    inside = [sys.executable, "-c", ON_AN_OVERLAY, str(lower[1]), str(place / "merged")]
-    inside += [mount.destination for mount in mounts]
-    command = ["unshare", "--mount", "sh", "-c", script, options, str(place / "merged"), *inside]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    notes, found, asked = json.loads(done.stdout)
+    place, lower = layers.storage.parent, layers.lower[1]
+    arguments = (str(lower), f"{place}/merged", *trees.destinations(layers.mounts))
+    told = trees.on_an_overlay(place, layers.lower[0], ON_AN_OVERLAY, *arguments)
+    notes, found, asked = json.loads(told)
     assert len(notes) == 1
     assert f"layers are copied to {place}/merged, for an overlay is refused: " in notes[0]
     assert "fsconfig" in notes[0]
     assert found == ["x\n", ["/data/below"]]
     assert "fsconfig" in asked
-    assert (lower[1] / "data/below").read_text() == "below"
+    assert (lower / "data/below").read_text() == "below"
 
 
 def test_an_image_finds_a_place_for_its_copy_by_itself(
@@ -305,15 +296,8 @@ for driver in ("overlay", "copy"):
         print("ID-mapped" in str(error))
 """
     place = layers.storage.parent
-    for name in ("above", "work", "merged"):
-        (place / name).mkdir()
-    options = f"lowerdir={layers.lower[1]},upperdir={place}/above,workdir={place}/work"
-    script = 'mount -t overlay -o "$0" overlay "$1" && shift && exec "$@"'
-    inside = [sys.executable, "-c", program_, f"{place}/merged", str(layers.storage)]
-    inside += [mount.destination for mount in layers.mounts]
-    command = ["unshare", "--mount", "sh", "-c", script, options, f"{place}/merged", *inside]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.stdout.split(), done.stderr) == (["True", "0", "1"], "")
+    arguments = (f"{place}/merged", str(layers.storage), *trees.destinations(layers.mounts))
+    assert trees.on_an_overlay(place, layers.lower[1], program_, *arguments).split() == ["True", "0", "1"]
 
 
 @pytest.mark.root
@@ -342,5 +326,5 @@ print(os.listdir("storage"))
     for folder in (lower[1], *lower[1].parents):
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(0o755)
-    done = as_user(script, str(lower[1]), *(mount.destination for mount in mounts), subids=subids)
+    done = as_user(script, str(lower[1]), *trees.destinations(mounts), subids=subids)
     assert done.stdout.splitlines() == ["['below', '0', '0']", "['/data/below', '/data/hidden']", "[]"]
