@@ -36,7 +36,8 @@ def state_folder() -> str:
     """
     if chosen := os.environ.get("SANDBOXLIB_STATE_DIR"):
         return quantity.absolute("SANDBOXLIB_STATE_DIR", chosen)
-    if os.geteuid() == 0:
+    # Root of a user namespace need not be root of the machine's files.
+    if os.geteuid() == 0 and os.access("/var/lib", os.W_OK):
         return "/var/lib/sandboxlib"
     data = os.environ.get("XDG_DATA_HOME", "")
     # The XDG base directory specification: what is relative is to be ignored.

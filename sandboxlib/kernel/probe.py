@@ -223,7 +223,8 @@ def _search_path() -> tuple[str, ...]:
 
 
 def _run_dir(uid: int) -> str:
-    if uid == 0:
+    # Root of a user namespace need not be root of the machine's files.
+    if uid == 0 and os.access("/run", os.W_OK):
         return "/run/sandboxlib"
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
     return os.path.join(runtime if os.path.isdir(runtime) else "/tmp", f"sandboxlib-{uid}")

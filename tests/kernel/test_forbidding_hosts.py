@@ -131,6 +131,24 @@ def test_root_of_a_container_without_root_is_a_user_like_any_other() -> None:
     assert "one alone, your own (0)" in doctor
 
 
+@pytest.mark.unprivileged
+def test_a_plain_user_who_is_root_of_a_namespace_keeps_what_is_his_in_his_own_folders(
+    as_user: Callable[..., CompletedProcess[str]],
+) -> None:
+    script = """
+import os, subprocess, sys
+inner = "from sandboxlib import Sandbox; from sandboxlib.kernel.probe import probe;" \\
+    "from sandboxlib.engine.volumes import state_folder;" \\
+    "sb = Sandbox().__enter__(); print(sb.run(['id', '-u']).stdout); sb.close();" \\
+    "print(state_folder()); print(probe().run_dir)"
+done = subprocess.run(["unshare", "-Ur", sys.executable, "-c", inner], capture_output=True, text=True)
+out, state, run = done.stdout.splitlines() or [done.stderr, "", ""]
+home = os.path.realpath(os.path.expanduser("~"))
+print(out, os.path.realpath(state).startswith(home), run.startswith("/run/sandboxlib"))
+"""
+    assert as_user(script).stdout == "b'0\\n' True False\n"
+
+
 # --- a sandbox in a sandbox --------------------------------------------------------------------------
 
 INNER = """
