@@ -83,6 +83,8 @@ class Program:
 
         One is made, the first time that it matters, and gone again: 2 ms.
         """
+        if storage != "tmpfs" and not os.path.isdir(storage):
+            return ""  # a start will make it, or say that it is not there
         if storage not in self._faults:
             self._faults[storage] = _try_overlay(storage)
         return self._faults[storage]
