@@ -95,6 +95,14 @@ def test_what_the_kernel_is_built_without_is_refused_and_not_left_out(
     assert str(value) in "".join(path.read_text() for path in written)
 
 
+@pytest.mark.root
+def test_root_is_told_what_to_do_about_a_controller_that_there_is_not(make: Make) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        make(unified={"nonsense.max": "1"})
+    assert caught.value.needs == "the nonsense cgroup controller"
+    assert "boot a kernel that has it" in caught.value.hint
+
+
 @pytest.mark.qemu
 @pytest.mark.cgroup2("hugetlb")
 def test_huge_pages_are_limited(make: Make) -> None:

@@ -29,6 +29,7 @@ SCOPE_HINT = "run the program by `systemd-run --user --scope -p Delegate=yes -- 
 _WANT = "give the sandbox a limit (memory=, pids=, cpus=) or cgroup=CGroup(), and systemd is asked for one"
 # A scope that this library has asked for, see `sandboxlib.kernel.cgroup.scope`.
 _OWN_SCOPE = re.compile(r"sandboxlib-\d+-\d+-\d+\.scope", re.ASCII)
+_TOP = "boot a kernel that has it, without cgroup_disable=, or have it handed to the container"
 _DELEGATE = "as root, put `[Service] Delegate=cpu cpuset io memory pids` into `systemctl edit user@.service`"
 
 # v1 calls it by another name; all names here are v2's.
@@ -141,7 +142,7 @@ def _find_v2(mount: Mount, own: str) -> CGroupHost:
     if usable and usable[0] == candidates[0] and (_delegated(usable[0]) or _has_to_itself(usable[0])):
         return _host(usable[0], _DELEGATE)
     if os.geteuid() == 0 and _usable(mount.folder):
-        return _host(mount.folder, _DELEGATE)
+        return _host(mount.folder, _TOP)
     if not usable:
         return _ask_for(mount, own)
     # Next best is one that passes the controllers on already: nothing there has to be
