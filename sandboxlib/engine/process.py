@@ -238,7 +238,8 @@ class Process:
             raise CommandNotFoundError(os.fsdecode(request.argv[0]), self.args, report.error)
         if report.error in (errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.EPERM, errno.ELOOP):
             security = self.engine.spec.security
-            label = security and (security.apparmor or security.selinux)
+            labels = (security.apparmor, security.selinux) if security else ()
+            label = " and ".join(filter(None, labels))
             detail = f"the file, or the change to {label}, is not permitted" if label else ""
             raise CommandNotExecutableError(path, self.args, report.error, detail)
         raise KernelError(report.error, f"execve({path!r})", "the command")

@@ -21,8 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.userns]
 LOOK = """
 import json
 from sandboxlib import Sandbox, SandboxError
-from sandboxlib.doctor import examine
-from sandboxlib.kernel.probe import probe
+from sandboxlib.doctor import findings
 try:
     with Sandbox() as sb:
         error = str(sb.run(["true"]).returncode)
@@ -33,7 +32,7 @@ try:
         limited = str(sb.run(["true"]).returncode)
 except SandboxError as problem:
     limited = str(problem)
-print(json.dumps([error, limited, [str(finding) for finding in examine(probe())]]))
+print(json.dumps([error, limited, [str(finding) for finding in findings()]]))
 """
 
 
@@ -103,8 +102,9 @@ def test_a_container_engines_filter_is_refused_by_the_names_of_its_calls(tmp_pat
 
 
 def test_a_filter_that_forbids_the_namespaces_alone_is_told(tmp_path: Path) -> None:
-    error, _, _ = look(*filters.under(tmp_path, *NO_CLONE))
-    assert "user namespaces are forbidden here" in error
+    error, _, doctor = look(*filters.under(tmp_path, *NO_CLONE))
+    for text in (error, doctor):
+        assert "user namespaces are forbidden here" in text
 
 
 READ_ONLY = """
@@ -119,9 +119,9 @@ exec "$@"
 def test_with_a_read_only_cgroupfs_a_limit_is_refused_and_else_it_starts() -> None:
     error, limited, doctor = look("unshare", "--mount", "sh", "-c", READ_ONLY, "sh")
     assert error == "0"
-    assert "memory" in limited
     assert "not possible on this host" in limited
-    assert "cgroups" in doctor
+    for text in (limited, doctor):
+        assert "/sys/fs/cgroup is mounted read-only" in text
 
 
 def test_root_of_a_container_without_root_is_a_user_like_any_other() -> None:

@@ -138,3 +138,15 @@ def test_which_network_there_is_and_why(host: Host, state: str, words: list[str]
     found = next(finding for finding in examine(host) if finding.name == "network")
     assert found.state == state
     assert [word for word in words if word not in str(found)] == []
+
+
+def test_ubuntus_restriction_is_named_with_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sandboxlib.kernel import probe
+
+    switch = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+    monkeypatch.setattr(probe, "_number", lambda path: 1 if path == switch else None)
+    hint = probe._userns_hint(privileged=False)
+    assert "an AppArmor profile with 'userns,'" in hint
+    assert "kernel.apparmor_restrict_unprivileged_userns to 0" in hint
+    # Root is not meant.
+    assert probe._userns_hint(privileged=True) == ""

@@ -29,6 +29,10 @@ SCOPE_HINT = "run the program by `systemd-run --user --scope -p Delegate=yes -- 
 _WANT = "give the sandbox a limit (memory=, pids=, cpus=) or cgroup=CGroup(), and systemd is asked for one"
 # A scope that this library has asked for, see `sandboxlib.kernel.cgroup.scope`.
 _OWN_SCOPE = re.compile(r"sandboxlib-\d+-\d+-\d+\.scope", re.ASCII)
+_READ_ONLY = (
+    "/sys/fs/cgroup is mounted read-only: 'mount -o remount,rw /sys/fs/cgroup'; for a container, start it "
+    "with --cgroupns=private and --privileged, or hand it a delegated group"
+)
 _TOP = "boot a kernel that has it, without cgroup_disable=, or have it handed to the container"
 _DELEGATE = "as root, put `[Service] Delegate=cpu cpuset io memory pids` into `systemctl edit user@.service`"
 
@@ -123,7 +127,9 @@ def _find_v1(mounts: list[Mount], own: dict[str, str]) -> CGroupHost:
             else:
                 bases[_NAME_OF_V1.get(name, name)] = base
     hint = "use a kernel and boot options that mount the controller (see /proc/cgroups)"
-    if missing:
+    if missing and all(_is_read_only(mount.folder) for mount in mounts):
+        hint = _READ_ONLY
+    elif missing:
         hint = (
             f"cgroup v1 gives plain users nothing by itself: let root make folders for {', '.join(missing)}"
         )
@@ -143,6 +149,8 @@ def _find_v2(mount: Mount, own: str) -> CGroupHost:
         return _host(usable[0], _DELEGATE)
     if os.geteuid() == 0 and _usable(mount.folder):
         return _host(mount.folder, _TOP)
+    if not usable and _is_read_only(mount.folder):
+        return CGroupHost(hint=_READ_ONLY)
     if not usable:
         return _ask_for(mount, own)
     # Next best is one that passes the controllers on already: nothing there has to be
@@ -213,6 +221,10 @@ def _host(folder: str, hint: str) -> CGroupHost:
 
 def _usable(folder: str) -> bool:
     return _writable(folder, "cgroup.procs", "cgroup.subtree_control")
+
+
+def _is_read_only(folder: str) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _is_threaded(folder: str) -> bool:
