@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import lzma
 import os
 import shlex
@@ -41,7 +42,8 @@ KERNELS = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtiofs", "overlay", "ext4")
 USER, UID = "lab", 4242
 TOOLS = {"busybox": "busybox-static", "mke2fs": "e2fsprogs", "newuidmap": "uidmap", "depmod": "kmod"}
-UML = {"linux.uml": "user-mode-linux"}
+COMPILER = shlex.split(os.environ.get("CC") or "cc")
+UML = {"linux.uml": "user-mode-linux", COMPILER[0]: "gcc"}
 QEMU = {"qemu-system-x86_64": "qemu-system-x86", "/usr/lib/qemu/virtiofsd": "qemu-system-common"}
 SYSTEMD = {"/lib/systemd/systemd": "systemd-sysv", "dbus-daemon": "dbus"}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -110,6 +112,18 @@ def debian_kernel(series: str) -> Path:
             run("depmod", "-b", f"{folder}/tree", version.name)
             Path(folder, "tree").rename(place)
     return place
+
+
+def xstate_library(folder: Path) -> Path:
+    """Compile xstate.c, which says what it is for, once for each of its versions."""
+    source = HERE / "xstate.c"
+    library = folder / f"xstate-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
+    if not library.exists():
+        # Several machines may start at the same time: each finds it whole or not at all.
+        with tempfile.TemporaryDirectory(prefix="xstate-", dir=folder) as place:
+            run(*COMPILER, "-O2", "-fPIC", "-shared", "-o", f"{place}/made", source)
+            os.replace(f"{place}/made", library)
+    return library
 
 
 def run(*command: str | Path, cwd: str | Path | None = None) -> None:
@@ -284,6 +298,8 @@ class Machine:
         consoles = (f"con{number}=null,fd:{fd}" for number, fd in enumerate(outputs, 1))
         return [
             *self.sharing(),
+            "env",
+            f"LD_PRELOAD={xstate_library(CACHE)}",
             kernel,
             f"mem={self.options.memory}",
             f"initrd={folder}/initrd",
