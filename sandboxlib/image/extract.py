@@ -171,13 +171,13 @@ class Extractor:
         if hidden in (b"", b".", b".."):
             raise ViolationError("a whiteout of nothing that can be hidden", shown(b"/".join(parts)))
         parent = folders.path_of(b"/".join(above))
-        fd = folders.fds[parent]
-        found = look(fd, hidden)
+        path = parent + b"/" + hidden if parent else hidden
+        found = look(folders.fds[parent], hidden)
         if found is None:
-            os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=fd)
+            folders.white_out(parent, hidden, path)
         elif stat.S_ISDIR(found.st_mode):
             # Of this layer, which whiteouts do not reach: only what is below is hidden.
-            folders.hide(parent + b"/" + hidden if parent else hidden)
+            folders.hide(path)
 
     # --- each kind ---
 

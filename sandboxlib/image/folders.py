@@ -86,12 +86,7 @@ class Below:
         """An open folder, which the caller closes, with what stands at *path*; no link is followed."""
         parts = path.split(b"/")
         for layer in self._layers:
-            fd = os.open(b".", _FOLDER, dir_fd=layer)
-            try:
-                found, last = self._in_layer(fd, parts)
-            except BaseException:
-                os.close(fd)
-                raise
+            found, last = self._in_layer(layer, parts)
             if found is not None:
                 self.used = True
                 return found
@@ -111,25 +106,29 @@ class Below:
         self.used = self.used or bool(found)
         return sorted(found)
 
-    def _in_layer(self, fd: int, parts: list[bytes]) -> tuple[tuple[int, os.stat_result] | None, bool]:
-        """Look into one layer; takes ownership of *fd*. And whether it hides those below."""
+    def _in_layer(self, layer: int, parts: list[bytes]) -> tuple[tuple[int, os.stat_result] | None, bool]:
+        """Look into one layer: what stands there, in its folder; and whether it hides those below."""
+        fd = os.open(b".", _FOLDER, dir_fd=layer)
         hides = False
-        for number, part in enumerate(parts):
-            found = look(fd, part)
-            if found is None:
-                break
-            last = number == len(parts) - 1
-            if is_whiteout(found) or not (last or stat.S_ISDIR(found.st_mode)):
-                hides = True
-                break
-            if last:
-                return (fd, found), True
-            inner = os.open(part, _FOLDER, dir_fd=fd)
-            os.close(fd)
-            fd = inner
-            hides = hides or self._is_opaque(fd)
-        os.close(fd)
-        return None, hides
+        try:
+            for number, part in enumerate(parts):
+                found = look(fd, part)
+                if found is None:
+                    break
+                last = number == len(parts) - 1
+                if is_whiteout(found) or not (last or stat.S_ISDIR(found.st_mode)):
+                    hides = True
+                    break
+                if last:
+                    given, fd = fd, -1
+                    return (given, found), True
+                above, fd = fd, os.open(part, _FOLDER, dir_fd=fd)
+                os.close(above)
+                hides = hides or self._is_opaque(fd)
+            return None, hides
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def _is_opaque(self, fd: int) -> bool:
         try:
@@ -170,6 +169,7 @@ class Folders:
         self._chown = chown
         self._mark = f"{marks}opaque"
         self._known: dict[bytes, bytes] = {b"": b""}
+        self._white: list[bytes] = []
 
     def path_of(self, name: bytes) -> bytes:
         """
@@ -242,10 +242,8 @@ class Folders:
 
     def find_below(self, path: bytes) -> tuple[int, os.stat_result] | None:
         """What the layers below show through at *path*, see `Below.find`."""
-        if self.opaque:
-            parts = path.split(b"/")
-            if any(b"/".join(parts[:count]) in self.opaque for count in range(len(parts))):
-                return None
+        if self.opaque and self._is_hidden(path):
+            return None
         return self.below.find(path)
 
     def make(self, parent: bytes, part: bytes, path: bytes, *, hides: bool) -> None:
@@ -260,6 +258,34 @@ class Folders:
         self.made[path] = Folder(0o755, self.now)
         if hides:
             self.hide(path)
+
+    def white_out(self, parent: bytes, name: bytes, path: bytes) -> None:
+        """
+        Hide what the layers below have at *path*, if they have something.
+
+        A whiteout of nothing would show: in a folder that has nothing below it to be merged with overlayfs
+        lists it, as a name that nobody can open.
+        """
+        below = self.find_below(path)
+        if below is None:
+            return
+        os.close(below[0])
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.fds[parent])
+        self._white.append(path)
+
+    def _forget_whiteouts(self) -> None:
+        """Remove those whose folder has come to hide all that is below since they were made."""
+        for path in self._white if self.opaque else ():
+            parent, _, name = path.rpartition(b"/")
+            if self._is_hidden(path) and parent in self.made:
+                found = look(self.fds[parent], name)
+                if found is not None and is_whiteout(found):
+                    os.unlink(name, dir_fd=self.fds[parent])
+
+    def _is_hidden(self, path: bytes) -> bool:
+        """Does a folder of this layer hide what is below *path*?"""
+        parts = path.split(b"/")
+        return any(b"/".join(parts[:count]) in self.opaque for count in range(len(parts)))
 
     def hide(self, path: bytes) -> None:
         """Make the folder *path* hide what is below it."""
@@ -294,6 +320,7 @@ class Folders:
 
     def finish(self) -> None:
         """Give all folders their modes and times, the deepest first."""
+        self._forget_whiteouts()
         if b"" in self.opaque:
             self._hide_all()
         for path in sorted(self.made, key=lambda path: (-path.count(b"/") if path else 1, path)):

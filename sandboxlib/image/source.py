@@ -123,6 +123,11 @@ class Source:
         """Of the bytes that have been read, in pieces: all of them, once `drain` is done."""
         return f"sha256:{self._hash.hexdigest()}"
 
+    @property
+    def position(self) -> int:
+        """How many plain bytes have been handed out or passed over."""
+        return self.size - len(self._piece) + self._at
+
     def spend(self, count: int) -> None:
         """Count bytes that the layer makes and does not hold. Raises: ViolationError: too many."""
         self._extra += count

@@ -95,12 +95,12 @@ class TarReader:
         self._source = source
         self._limits = limits
         self._left = 0
-        self._padding = 0
+        self._next = 0
         self._global: dict[bytes, bytes] = {}
         self.entries = 0
 
     def data(self) -> Iterator[bytes | memoryview]:
-        """What is stored of the current file, in pieces."""
+        """What is stored of the current file, in pieces; what is not taken of it is passed over."""
         left, self._left = self._left, 0
         return self._source.pieces(left)
 
@@ -110,9 +110,9 @@ class TarReader:
         local: pax.Records = []
         name = target = b""
         while True:
-            if self._left or self._padding:
-                source.skip(self._left + self._padding)
-                self._left = self._padding = 0
+            # Whatever was made of the entry, and however much of its content was read for that.
+            if self._next > source.position:
+                source.skip(self._next - source.position)
             header = source.block()
             if not header or (header[0] == 0 and header == _NOTHING):
                 if before:
@@ -138,7 +138,6 @@ class TarReader:
             if size > _MOST:
                 raise ViolationError(f"an extended header of more than {_MOST} bytes", where)
             self._hold(size)
-            self._left = 0
             data = source.read(size)
             if kind == _LONG_NAME:
                 name = data.partition(b"\0")[0]
@@ -164,8 +163,9 @@ class TarReader:
             raise ViolationError(f"a layer of more than {self._limits.entries} entries (the limit 'entries')")
 
     def _hold(self, size: int) -> None:
+        """The header that was read last has *size* bytes of content; then the next header comes."""
         self._left = size
-        self._padding = -size % BLOCK
+        self._next = self._source.position + size + -size % BLOCK
 
     def _add_global(self, records: pax.Records, where: str) -> None:
         self._count()
@@ -214,13 +214,14 @@ class TarReader:
         holes: pax.Records = []
         if local or self._global:
             size, holes = self._extend(entry, size, local)
+        # Its map goes on in blocks between the header and the content.
+        old = sparse.old(header, self._source, shown(entry.name)) if flag == _SPARSE else None
         self._hold(size if kind == FILE or flag == _DUMPDIR else 0)
         entry.size = self._left
-        if kind == FILE:
-            if flag == _SPARSE:
-                entry.size, entry.holes = sparse.old(header, self._source, shown(entry.name))
-            elif holes:
-                self._holes(entry, holes)
+        if old is not None:
+            entry.size, entry.holes = old
+        elif kind == FILE and holes:
+            self._holes(entry, holes)
         if entry.uid > _MAX_ID or entry.gid > _MAX_ID:
             raise ImageError(f"{shown(entry.name)}: an owner or group above {_MAX_ID}")
         if entry.holes is not None:

@@ -17,6 +17,7 @@ import pytest
 
 from sandboxlib.errors import ImageError
 from sandboxlib.image.compression import compressed, decompressed
+from sandboxlib.image.folders import Below
 from sandboxlib.image.owner import Owner
 from sandboxlib.image.unpack import Policy, remove_tree, unpack
 
@@ -80,6 +81,21 @@ def test_what_gnu_tar_packs_comes_out_the_same(tmp_path: Path, form: str, holes:
     assert (done.dropped, done.depends) == ((), False)
     if holes:
         assert (tmp_path / "out/holes").stat().st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_incremental_archives_of_gnu_tar_are_read(tmp_path: Path, form: str) -> None:
+    top = source(tmp_path)
+    snapshot = f"--listed-incremental={tmp_path}/snapshot"
+    first = gnu_tar(top, f"--format={form}", snapshot)
+    layers.unpacked(tmp_path / "out", first, layers.SINGLE)
+    assert {path: what[4] for path, what in layers.tree(tmp_path / "out").items()} == {
+        path: what[4] for path, what in layers.tree(top).items()
+    }
+    (top / "a/b/later").write_text("later")
+    layers.unpacked(tmp_path / "second", gnu_tar(top, f"--format={form}", snapshot), layers.SINGLE)
+    assert (tmp_path / "second/a/b/later").read_text() == "later"
+    assert not (tmp_path / "second/a/b/f").exists()
 
 
 def _gzip_members(data: bytes) -> bytes:
@@ -352,13 +368,15 @@ def test_whiteouts_are_those_of_overlayfs(tmp_path: Path, owner: Owner) -> None:
         layers.file(b"d/.wh..wh..opq"),
         layers.file(b"e/.wh.f"),
     ]
+    shown = layers.layer(layers.file(b"d/gone"), layers.file(b"d/old"), layers.file(b"e/f"))
+    layers.unpacked(tmp_path / "below", shown, owner)
     for number, order in enumerate((entries, entries[::-1])):
         out = tmp_path / str(number)
-        layers.unpacked(out, layers.layer(*order), owner)
+        layers.unpacked(out, layers.layer(*order), owner, [tmp_path / "below"])
+        assert os.listdir(out / "d") == ["kept"]
         assert (out / "d/kept").read_bytes() == b"1"
-        for path in (out / "d/gone", out / "e/f"):
-            state = path.lstat()
-            assert (stat.S_ISCHR(state.st_mode), state.st_rdev) == (True, 0)
+        state = (out / "e/f").lstat()
+        assert (stat.S_ISCHR(state.st_mode), state.st_rdev) == (True, 0)
         assert (mark(owner.marks, out / "d"), mark(owner.marks, out / "e")) == (b"y", None)
 
 
@@ -372,9 +390,11 @@ def test_a_whiteout_does_not_reach_what_is_in_its_own_layer(tmp_path: Path) -> N
         layers.file(b"p/.wh.q"),
         layers.file(b"p/q/r", b"3"),
     ]
+    below = layers.layer(layers.file(b"f"), layers.file(b"d/old"), layers.file(b"p/q/old"))
+    layers.unpacked(tmp_path / "below", below, layers.SINGLE)
     for number, order in enumerate((entries, entries[::-1])):
         out = tmp_path / str(number)
-        layers.unpacked(out, layers.layer(*order), layers.SINGLE)
+        layers.unpacked(out, layers.layer(*order), layers.SINGLE, [tmp_path / "below"])
         found = {path: state[4] for path, state in layers.tree(out).items()}
         assert found == {"f": b"1", "d": b"", "d/x": b"2", "p": b"", "p/q": b"", "p/q/r": b"3"}
         # What is below the folders does not show through.
@@ -396,6 +416,33 @@ def test_a_layer_hides_all_that_is_below(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(tmp_path / "merged")], check=True)
     assert found == {"c": b"", "c/new": b"", "e": b"1"}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [b".wh.none"],
+        [b"new/.wh.none"],
+        [b"d/.wh.none"],
+        [b"d/.wh.shown", b"d/.wh..wh..opq"],
+        [b"d/.wh..wh..opq", b"d/.wh.shown"],
+        [b"d/in/.wh.deep", b"d/.wh..wh..opq"],
+        [b"d/in/.wh.deep", b"d/.wh.in", b"d/in/"],
+        [b"d/.wh.in", b"d/in/", b"d/in/.wh.deep"],
+        [b"d/in/.wh.deep", b".wh.d", b"d/in/"],
+        [b"file/.wh.none"],
+    ],
+    ids=lambda entries: b" ".join(entries).decode(),
+)
+def test_a_whiteout_of_nothing_leaves_no_name(tmp_path: Path, entries: list[bytes]) -> None:
+    below = layers.layer(layers.file(b"d/shown"), layers.file(b"d/in/deep"), layers.symlink(b"file", b"d"))
+    layers.unpacked(tmp_path / "below", below, layers.SINGLE)
+    made = [layers.folder(name) if name.endswith(b"/") else layers.file(name) for name in entries]
+    for lowers in ([], [tmp_path / "below"]):
+        out = tmp_path / f"out{len(lowers)}"
+        layers.unpacked(out, layers.layer(*made), layers.SINGLE, lowers)
+        kinds = [stat.S_IFMT(path.lstat().st_mode) for path in out.rglob("*")]
+        assert set(kinds) <= {stat.S_IFDIR}, sorted(out.rglob("*"))
 
 
 def test_marks_of_aufs_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -568,8 +615,10 @@ from sandboxlib.image.unpack import unpack, remove_tree
 from sandboxlib.kernel.probe import probe
 owner = Owner("single") if sys.argv[2] == "single" else Owner.of(probe())
 os.mkdir("out")
-fd = os.open("out", os.O_RDONLY)
-done = unpack(io.BytesIO(bytes.fromhex(sys.argv[1])), fd, owner)
+os.mkdir("below")
+open("below/gone", "w").close()
+fd, below = (os.open(name, os.O_RDONLY) for name in ("out", "below"))
+done = unpack(io.BytesIO(bytes.fromhex(sys.argv[1])), fd, owner, lowers=[below])
 print(owner.kind, done.diff_id, dict(done.dropped))
 for name in ("f", "d"):
     state = os.lstat("out/" + name)
@@ -619,6 +668,17 @@ def test_a_user_with_more_ids_gives_files_theirs(as_user: Callable[..., Complete
         "True 0",
         "False",
     ]
+
+
+def test_a_look_below_that_fails_closes_each_descriptor_once(tmp_path: Path) -> None:
+    (tmp_path / "d/e").mkdir(parents=True)
+    with layers.opened(tmp_path) as (top,):
+        before = os.listdir("/proc/self/fd")
+        for path in (b"x" * 256, b"d/" + b"x" * 256, b"d/e/" + b"x" * 256):
+            # An error of a second close would take this one's place, or close what another thread has opened.
+            with pytest.raises(OSError, match="too long"):
+                Below([top], "user.overlay.").find(path)
+        assert os.listdir("/proc/self/fd") == before
 
 
 def test_two_layers_are_unpacked_at_once(tmp_path: Path) -> None:

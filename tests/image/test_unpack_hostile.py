@@ -143,7 +143,7 @@ def test_a_hard_link_goes_through_links_within_the_layer_only(tmp_path: Path, ou
     [
         ([layers.link(b"l", b"nothing")], "not there"),
         ([layers.folder(b"d"), layers.link(b"l", b"d")], "no file"),
-        ([layers.file(b".wh.f"), layers.link(b"l", b"f")], "no file"),
+        ([layers.file(b".wh.f"), layers.link(b"l", b"f")], "not there"),
         ([layers.file(b"d/f"), layers.link(b"d", b"d/f")], "its own target"),
         ([layers.file(b"f"), layers.file(b"f/x")], "not a folder"),
         ([layers.header(b"p", b"6"), layers.file(b"p/x")], "not a folder"),
@@ -457,3 +457,63 @@ def test_a_tree_is_removed_however_deep_and_without_following_links(tmp_path: Pa
         (tmp_path / "out").symlink_to(outside)
         remove_tree(fd, "out", layers.SINGLE)
     assert stat.S_ISDIR(outside.stat().st_mode)
+
+
+# --- what an entry carries ----------------------------------------------------------------------------
+
+HIDDEN = layers.file(b"hidden", b"not a file of this layer")
+
+
+def carrying(name: bytes, flag: bytes = b"0") -> bytes:
+    """An entry whose content would be an entry, were it read as one."""
+    return layers.header(name, flag, len(HIDDEN)) + HIDDEN
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        (carrying(b".wh.shown"), set()),
+        (carrying(b".wh.nothing"), set()),
+        (carrying(b"d/.wh.nothing"), {"d"}),
+        (carrying(b"d/.wh..wh..opq"), {"d"}),
+        (carrying(b".wh..wh..opq"), set()),
+        (carrying(b".wh..wh.plnk"), set()),
+        (carrying(b".wh..wh.orph/x"), set()),
+        (carrying(b".wh..wh.aufs", b"7"), set()),
+        (carrying(b"d/", b"D"), {"d"}),
+        (carrying(b"./", b"D"), set()),
+        (carrying(b".wh.shown", b"D"), set()),
+    ],
+)
+def test_what_a_mark_or_a_list_of_names_carries_is_no_entry(
+    tmp_path: Path, entry: bytes, found: set[str]
+) -> None:
+    layers.unpacked(tmp_path / "below", layers.layer(layers.file(b"shown", b"below")))
+    data = layers.layer(layers.folder(b"./"), entry, layers.file(b"after", b"x"))
+    done = layers.unpacked(tmp_path / "out", data, lowers=[tmp_path / "below"])
+    assert set(os.listdir(tmp_path / "out")) - {"shown"} == {"after", *found}
+    assert (tmp_path / "out/after").read_bytes() == b"x"
+    assert done.diff_id == layers.digest(data)
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 3 << 20])
+def test_what_a_mark_carries_is_passed_over_whatever_its_length(tmp_path: Path, size: int) -> None:
+    mark = layers.header(b".wh..wh.x", b"0", size) + layers.padded(b"x" * size)
+    large = layers.pax({b"size": b"%d" % size}) + layers.header(b".wh..wh.y") + layers.padded(b"x" * size)
+    holes = layers.pax({b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.realsize": b"9"})
+    parts = layers.padded(b"1\n0\n9\n") + b"123456789"
+    sparse = holes + layers.header(b".wh..wh.z", b"0", len(parts)) + layers.padded(parts)
+    data = layers.layer(mark, large, sparse, layers.file(b"after", b"x"))
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert os.listdir(tmp_path / "out") == ["after"]
+
+
+@pytest.mark.parametrize("flag", [b"5", b"1", b"2", b"3", b"4", b"6"])
+def test_kinds_that_have_no_content_have_none_whatever_is_said(tmp_path: Path, flag: bytes) -> None:
+    # As Go's archive/tar and GNU tar: were it passed over here, this would be another layer than theirs.
+    shown = layers.file(b"shown", b"an entry")
+    entry = layers.header(b"e", flag, len(shown), target=b"first", device=(1, 3))
+    data = layers.layer(layers.file(b"first"), entry, shown)
+    layers.unpacked(tmp_path / "out", data, layers.SINGLE)
+    assert (tmp_path / "out/shown").read_bytes() == b"an entry"
