@@ -63,7 +63,10 @@ def add(verbs: Any) -> None:
     save.add_argument("names", nargs="+", metavar="NAME")
     save.add_argument("--output", "-o", required=True, metavar="FILE")
     save.add_argument("--format", choices=["oci", "oci-dir", "docker"], default="oci")
-    verb("load", load, "bring in the images of an archive", "FILE")
+    load_ = verb("load", load, "bring in the images of an archive")
+    load_.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="standard input if left out, or -"
+    )
     commit = verb("commit", commit_, "run a command in an image, and make an image of what it has changed")
     commit.add_argument("--message", "-m", default="", help="why")
     commit.add_argument("--author", default="", help="who")

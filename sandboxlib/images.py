@@ -13,6 +13,7 @@ from sandboxlib.engine import images
 from sandboxlib.engine.waiter import BLOCKING
 
 if TYPE_CHECKING:
+    from sandboxlib.image.archive import Given
     from sandboxlib.image.facts import Facts, History, Layer
     from sandboxlib.image.progress import Progress
     from sandboxlib.image.prune import Pruned
@@ -121,7 +122,7 @@ class Image(AnyImage):
     @classmethod
     def from_rootfs(
         cls,
-        source: Path,
+        source: Given,
         *,
         name: str,
         config: Mapping[str, Any] | None = None,
@@ -132,7 +133,8 @@ class Image(AnyImage):
         Make an image of one layer.
 
         Args:
-            source: A folder, or a tar file: plain, or compressed by gzip or zstd.
+            source: A folder, or a tar file: plain, or compressed by gzip, zstd, xz or bzip2. A path, ``"-"``
+                for standard input, or a file that is open for reading bytes, which may be a pipe.
             name: What it is to be called.
             config: In OCI's names: ``{"Cmd": ["sh"], "Env": ["A=b"]}``.
             platform: Such as ``"linux/amd64"``; this machine's where nothing is said.
@@ -142,6 +144,7 @@ class Image(AnyImage):
         Raises:
             SpecError: There is no such file, or a field of *config* is none.
             ImageError: It is no tar file.
+            ViolationError: It grows beyond measure when it is not compressed any more.
         """
         return cls.of(
             images.from_rootfs(
@@ -155,9 +158,12 @@ class Image(AnyImage):
         )
 
     @classmethod
-    def load(cls, path: Path) -> _List[Self]:
+    def load(cls, path: Given) -> _List[Self]:
         """
         Bring in all images of an archive: an OCI layout as a folder or a tar, or what ``docker save`` makes.
+
+        Args:
+            path: A folder, or a tar file, which may be compressed as a whole; as *source* of `from_rootfs`.
 
         Raises:
             ImageError: It is none of these, or not whole; nothing was brought in.

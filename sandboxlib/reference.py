@@ -15,10 +15,13 @@ from typing import NamedTuple
 from sandboxlib.errors import SpecError
 
 HUB = "docker.io"
-#: Bytes of a registry and a repository together that every registry takes.
+#: Bytes of a repository that every registry takes: the host before it is not counted.
 _LONGEST = 255
+#: Bytes of a host: RFC 1035, 2.3.4.
+_LONGEST_HOST = 253
 
-_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+# "_" is in no name that a registrar hands out, and in many of a network of one's own.
+_LABEL = r"[a-zA-Z0-9_](?:[a-zA-Z0-9_-]*[a-zA-Z0-9_])?"
 _REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::\d{{1,5}})?", re.ASCII)
 _PART = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*", re.ASCII)
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
@@ -80,8 +83,10 @@ class Reference(NamedTuple):
                     "whose parts are lower-case letters and digits, with '.', '_', '__' or '-' between them "
                     f"(one is {part!r})"
                 )
-        if len(registry) + len(repository) + 1 > _LONGEST:
-            raise refuse(f"of at most {_LONGEST} characters without tag and digest")
+        if len(repository) > _LONGEST:
+            raise refuse(f"of at most {_LONGEST} characters without registry, tag and digest")
+        if len(registry.partition(":")[0]) > _LONGEST_HOST:
+            raise refuse(f"whose registry is a host of at most {_LONGEST_HOST} characters")
         if not before and not tag and not digest and _ID.fullmatch(name):
             raise refuse("and not 64 characters that could be an ID")
         return cls(registry, repository, tag or ("" if digest else "latest"), digest)

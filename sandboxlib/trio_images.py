@@ -12,6 +12,7 @@ from sandboxlib.images import AnyImage, OnProgress, Path
 from sandboxlib.trio import TRIO
 
 if TYPE_CHECKING:
+    from sandboxlib.image.archive import Given
     from sandboxlib.image.prune import Pruned
 
 # In the class that has a verb of this name.
@@ -61,7 +62,7 @@ class AsyncImage(AnyImage):
     @classmethod
     async def from_rootfs(
         cls,
-        source: Path,
+        source: Given,
         *,
         name: str,
         config: Mapping[str, Any] | None = None,
@@ -77,7 +78,7 @@ class AsyncImage(AnyImage):
         return cls.of(facts)
 
     @classmethod
-    async def load(cls, path: Path) -> _List[Self]:
+    async def load(cls, path: Given) -> _List[Self]:
         """Bring in all images of an archive; as `Image.load`."""
         found = await TRIO.work(lambda: images.load(path, cancelled=TRIO.check))
         return [cls.of(facts) for facts in found]

@@ -10,6 +10,7 @@ from sandboxlib import quantity
 from sandboxlib.engine.current import program
 from sandboxlib.engine.image import own_store, owner_of
 from sandboxlib.errors import ImageError, SpecError
+from sandboxlib.image.archive import Given, opened
 from sandboxlib.image.facts import Facts, facts
 from sandboxlib.reference import Reference
 
@@ -84,7 +85,7 @@ def push(
 
 
 def from_rootfs(
-    source: Path,
+    source: Given,
     *,
     name: str,
     config: Mapping[str, Any] | None,
@@ -103,44 +104,32 @@ def from_rootfs(
         from sandboxlib.image.platform import parse_platform
 
         parse_platform(platform)
-    path = _existing(source)
     store = own_store()
-    with store.growing():
-        if os.path.isdir(path):
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with opened(source, "source", cancelled) as given, store.growing():
+        if isinstance(given, str):
+            origin = given
+            fd = os.open(given, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 owner = owner_of(program().host, None)
                 layer = making.add_packed(store, lambda write: pack_tree(fd, write, owner))
             finally:
                 os.close(fd)
         else:
-            with open(path, "rb") as file:
-                layer = making.add_archive(store, file, cancelled)
+            origin = given.name
+            layer = making.add_archive(store, given, cancelled)
         image = making.image_of(
-            store, layer, settings, platform, when, f"from {os.path.basename(path.rstrip('/'))}"
+            store, layer, settings, platform, when, f"from {os.path.basename(origin.rstrip('/'))}"
         )
         store.tag(wanted, image)
     return facts(store, str(wanted), image)
 
 
-def _existing(source: object) -> str:
-    try:
-        path = os.path.abspath(os.fsdecode(source))  # type: ignore[arg-type]
-    except TypeError:
-        raise SpecError("source", source, "the path of a folder or a tar file") from None
-    if not os.path.exists(path):
-        raise SpecError("source", source, "a path that exists")
-    return path
-
-
-def load(path: Path, *, cancelled: Cancelled) -> list[Facts]:
+def load(source: Given, *, cancelled: Cancelled) -> list[Facts]:
     """Bring in the images of an archive."""
     from sandboxlib.image.loading import load as bring
 
     store = own_store()
-    return [
-        facts(store, name, store.image(found)) for name, found in bring(store, _existing(path), cancelled)
-    ]
+    return [facts(store, name, store.image(found)) for name, found in bring(store, source, cancelled)]
 
 
 def save(chosen: Sequence[tuple[str, str]], path: Path, format: str, cancelled: Cancelled) -> None:

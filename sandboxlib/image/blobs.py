@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from sandboxlib.errors import ImageError
 from sandboxlib.image import locks
@@ -69,6 +69,12 @@ class Blobs:
                 "what is in the store is not what its digest says: fsck(repair=True) takes it away", digest
             )
         return raw
+
+    def scratch(self) -> IO[bytes]:
+        """A file without a name on the store's disk, to write to and read; it goes when it is closed."""
+        import tempfile
+
+        return tempfile.TemporaryFile(dir=self._partial)
 
     def add(self, raw: bytes) -> str:
         """Put some bytes there; returns their digest."""

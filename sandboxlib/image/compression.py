@@ -1,7 +1,10 @@
 """
 How blobs of layers are compressed: told by how they begin, not by what is said of them.
 
-Spec: RFC 1952 (gzip), RFC 8878 (zstd), image-spec layer.md.
+Layers are plain, or compressed by gzip or zstd. By xz and bzip2 others have compressed some, and many
+archives of root file systems: they are read, and never written.
+
+Spec: RFC 1952 (gzip), RFC 8878 (zstd), image-spec layer.md; xz-file-format 1.2; bzip2(1).
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-Kind = Literal["gzip", "zstd", "none"]
+Kind = Literal["gzip", "zstd", "xz", "bzip2", "none"]
+Written = Literal["gzip", "zstd", "none"]
 
 #: Bytes that are read from a blob at once, and at most made of them at once.
 CHUNK_IN = 1 << 18
@@ -29,8 +33,13 @@ CHUNK_OUT = 1 << 20
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"  # after one byte from 0x50 to 0x5f
-_OTHERS = {b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4"}
-_BZIP2, _BZIP2_BLOCK = b"BZh", b"1AY&SY"
+_XZ = b"\xfd7zXZ\0"
+_LZ4 = b"\x04\x22\x4d\x18"
+_BZIP2, _BZIP2_BLOCKS = b"BZh", (b"1AY&SY", b"\x17rE8P\x90")  # pi, and the root of it where there is none
+#: Bytes of memory that a stream may want: xz -9 wants 65 MiB.
+_MOST_MEMORY = 256 << 20
+#: Of the beginning, by which `sniff` tells.
+SNIFFED = 10
 
 
 class Readable(Protocol):
@@ -49,14 +58,23 @@ def sniff(start: bytes) -> Kind:
     """
     if start.startswith(_GZIP):
         return "gzip"
-    if start.startswith(_ZSTD) or (start[1:4] == _SKIPPABLE and start[0] & 0xF0 == 0x50):
+    if _is_zstd(start):
         return "zstd"
-    for magic, name in _OTHERS.items():
-        if start.startswith(magic):
-            raise ImageError(f"a layer compressed with {name}; it has to be gzip, zstd or nothing")
-    if start.startswith(_BZIP2) and start[4:10] == _BZIP2_BLOCK:
-        raise ImageError("a layer compressed with bzip2; it has to be gzip, zstd or nothing")
+    if start.startswith(_XZ):
+        return "xz"
+    if _is_bzip2(start):
+        return "bzip2"
+    if start.startswith(_LZ4):
+        raise ImageError("it is compressed with lz4; it has to be gzip, zstd, xz, bzip2 or nothing")
     return "none"
+
+
+def _is_zstd(start: bytes) -> bool:
+    return start.startswith(_ZSTD) or (start[1:4] == _SKIPPABLE and start[0] & 0xF0 == 0x50)
+
+
+def _is_bzip2(start: bytes) -> bool:
+    return start.startswith(_BZIP2) and start[4:10] in _BZIP2_BLOCKS
 
 
 class _Decoder(Protocol):
@@ -107,12 +125,67 @@ class _Zstd:
         return bool(self._inner.needs_input)
 
 
+class _DamagedError(Exception):
+    """What was decompressed is not what its kind has to be."""
+
+
+@final
+class _Bounded:
+    """What lzma and bz2 have, each with errors of its own."""
+
+    def __init__(self, inner: _MaxLength, errors: tuple[type[Exception], ...]) -> None:
+        self._inner = inner
+        self._errors = errors
+        self.unused_data = b""
+        self.eof = False
+
+    def take(self, data: bytes) -> bytes:
+        try:
+            out = self._inner.decompress(data, CHUNK_OUT)
+        except self._errors as error:
+            raise _DamagedError(str(error)) from None
+        self.eof = self._inner.eof
+        if self.eof:
+            self.unused_data = self._inner.unused_data
+        return out
+
+    def hungry(self) -> bool:
+        return self._inner.needs_input
+
+
+class _MaxLength(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+def _decoder(kind: Kind) -> _Decoder:
+    if kind == "gzip":
+        return _Gzip()
+    if kind == "zstd":
+        return _Zstd()
+    if kind == "xz":
+        import lzma
+
+        return _Bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ, _MOST_MEMORY), (lzma.LZMAError,))
+    import bz2
+
+    return _Bounded(bz2.BZ2Decompressor(), (OSError, EOFError))
+
+
 @final
 class Inflater:
     """
     The plain bytes of a blob, piece by piece.
 
-    What follows the last member of a gzip or zstd stream is read and left out, as gzip(1) does.
+    What follows the last member of a compressed stream is read and left out, as gzip(1) does.
 
     Attributes:
         kind: How the blob is compressed, once the first piece is there.
@@ -131,43 +204,52 @@ class Inflater:
 
     def __iter__(self) -> Iterator[bytes]:
         start = b""
-        while len(start) < 10 and (more := self._read()):
+        while len(start) < SNIFFED and (more := self._read()):
             start += more
         self.kind = sniff(start)
         if self.kind != "none":
             try:
                 yield from self._members(start)
-            except (zlib.error, zstd.ZstdError) as error:
-                raise ImageError(f"the {self.kind} stream of a layer is damaged: {error}") from None
+            except (zlib.error, zstd.ZstdError, _DamagedError) as error:
+                raise ImageError(f"its {self.kind} stream is damaged: {error}") from None
         else:
             while start:
                 yield start
                 start = self._read()
 
     def _members(self, data: bytes) -> Iterator[bytes]:
-        make: Callable[[], _Decoder] = _Gzip if self.kind == "gzip" else _Zstd
         while True:
-            decoder = make()
+            decoder = _decoder(self.kind)
             if out := decoder.take(data):
                 yield out
             while not decoder.eof:
                 data = b""
                 if decoder.hungry() and not (data := self._read()):
-                    raise ImageError(f"the {self.kind} stream of a layer ends too early")
+                    raise ImageError(f"its {self.kind} stream ends too early")
                 if out := decoder.take(data):
                     yield out
-            data = decoder.unused_data
-            while len(data) < 4 and (more := self._read()):
-                data += more
+            data = self._after(decoder.unused_data)
             if not self._begins(data):
                 break
         while self._read():
             pass  # so that a digest of the blob is one of all of it
 
+    def _after(self, data: bytes) -> bytes:
+        """The beginning of what comes after a member: enough to tell whether it is another one."""
+        while True:
+            if self.kind == "xz":
+                # Streams are filled up with zeros to where their reader wants the next one.
+                data = data.lstrip(b"\0")
+            if len(data) >= SNIFFED or not (more := self._read()):
+                return data
+            data += more
+
     def _begins(self, data: bytes) -> bool:
         if self.kind == "gzip":
             return data.startswith(_GZIP)
-        return data.startswith(_ZSTD) or (data[1:4] == _SKIPPABLE and data[0] & 0xF0 == 0x50)
+        if self.kind == "xz":
+            return data.startswith(_XZ)
+        return _is_zstd(data) if self.kind == "zstd" else _is_bzip2(data)
 
 
 class Decompressed(io.RawIOBase):
@@ -211,7 +293,7 @@ class Compressed:
         digest: Theirs, once it is closed.
     """
 
-    def __init__(self, write: Callable[[bytes], object], kind: Kind) -> None:
+    def __init__(self, write: Callable[[bytes], object], kind: Written) -> None:
         self._write = write
         self._hash = hashlib.sha256()
         self.size = 0
@@ -254,7 +336,7 @@ def _methods(of: _Compressor) -> tuple[Callable[[bytes], bytes], Callable[[], by
     return of.compress, of.flush
 
 
-def compressed(write: Callable[[bytes], object], kind: Kind) -> Compressed:
+def compressed(write: Callable[[bytes], object], kind: Written) -> Compressed:
     """A sink that compresses; close it, then all has gone to *write*. Raises: SpecError: the kind."""
     return Compressed(write, kind)
 

@@ -11,18 +11,19 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import msgspec
 
 from sandboxlib.errors import ImageError, KernelError, SpecError, ViolationError
 from sandboxlib.image import model
-from sandboxlib.image.compression import decompressed, sniff
+from sandboxlib.image.archive import Archive, Given, opened
+from sandboxlib.image.compression import SNIFFED, compressed, sniff
 from sandboxlib.image.making import join
 from sandboxlib.image.model import Descriptor, DockerImage, Index, Manifest
 from sandboxlib.image.saving import copy
-from sandboxlib.image.source import DEFAULT
+from sandboxlib.image.source import inflated
 from sandboxlib.image.store import name_of
 from sandboxlib.reference import Reference
 
@@ -109,9 +110,14 @@ class _Tar:
         return file
 
 
-def load(store: Store, path: str, cancelled: Cancelled) -> list[tuple[str, Descriptor]]:
+def load(store: Store, source: Given, cancelled: Cancelled) -> list[tuple[str, Descriptor]]:
     """
     Bring the images of an archive into a store.
+
+    Args:
+        store: Where to.
+        source: A folder or an archive, as `sandboxlib.image.archive.opened` takes it.
+        cancelled: Called now and then; raises to give up.
 
     Returns:
         The name, or "", and the manifest of each.
@@ -120,12 +126,16 @@ def load(store: Store, path: str, cancelled: Cancelled) -> list[tuple[str, Descr
         ImageError: It is no archive of images, or not whole; no name was given to anything.
         ViolationError: It is hostile.
     """
+    path = ""
     try:
-        if os.path.isdir(path):
-            with store.growing():
-                return _load(store, _Folder(path), path, cancelled)
-        with _plain_tar(path, cancelled) as tar, store.growing():
-            return _load(store, _Tar(tar, path), path, cancelled)
+        with opened(source, "path", cancelled) as given:
+            if isinstance(given, str):
+                path = given
+                with store.growing():
+                    return _load(store, _Folder(path), path, cancelled)
+            path = given.name
+            with _plain_tar(store, given, cancelled) as tar, store.growing():
+                return _load(store, _Tar(tar, path), path, cancelled)
     except OSError as error:
         if isinstance(error, KernelError):
             raise
@@ -133,31 +143,20 @@ def load(store: Store, path: str, cancelled: Cancelled) -> list[tuple[str, Descr
 
 
 @contextmanager
-def _plain_tar(path: str, cancelled: Cancelled) -> Iterator[tarfile.TarFile]:
+def _plain_tar(store: Store, given: Archive, cancelled: Cancelled) -> Iterator[tarfile.TarFile]:
     """A tar file whose members can be read in any order."""
-    import tempfile
-
-    with open(path, "rb") as file:
-        head = file.read(4)
-        file.seek(0)
-        if not head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
-            with _tar(file, path) as tar:
-                yield tar
-            return
-        # Whole images, compressed once more: what is in it cannot be gone to and fro in.
-        with tempfile.TemporaryFile(prefix="sandboxlib-") as plain, decompressed(file) as stream:
-            most = max(DEFAULT.slack, DEFAULT.ratio * os.fstat(file.fileno()).st_size)
-            while piece := stream.read(_CHUNK):
-                cancelled()
-                plain.write(piece)
-                if plain.tell() > most:
-                    raise ViolationError(
-                        f"it is over {DEFAULT.ratio} times larger than its file once it is not compressed",
-                        path,
-                    )
-            plain.seek(0)
-            with _tar(plain, path) as tar:
-                yield tar
+    path = given.name
+    if sniff(given.peek(SNIFFED)) == "none" and (file := given.whole()) is not None:
+        with _tar(file, path) as tar:
+            yield tar
+        return
+    # Compressed as a whole, or from a pipe: what is in it cannot be gone to and fro in.
+    with store.scratch() as plain:
+        for piece in inflated(given, path, cancelled):
+            plain.write(piece)
+        plain.seek(0)
+        with _tar(plain, path) as tar:
+            yield tar
 
 
 def _tar(file: IO[bytes], path: str) -> tarfile.TarFile:
@@ -329,32 +328,32 @@ def _layer(
     store: Store, source: Source, name: str, diff_id: str, path: str, cancelled: Cancelled
 ) -> Descriptor:
     """Put a layer there as it comes; it is plain almost always. What is in it has to be *diff_id*."""
-    plain = hashlib.new(diff_id.partition(":")[0])
-
-    def fill(write: Callable[[bytes], object]) -> None:
-        with source.open(name) as file:
-            copy(file, write, cancelled)
-
+    found = hashlib.new(diff_id.partition(":")[0])
     try:
+        with source.open(name) as file:
+            kind = sniff(file.read(SNIFFED))
+
+        def fill(write: Callable[[bytes], object]) -> None:
+            with source.open(name) as file:
+                if kind in _KINDS:
+                    copy(file, write, cancelled)
+                    return
+                # No layer may be compressed so.
+                with closing(compressed(write, "gzip")) as sink:
+                    for piece in inflated(file, f"{path}: {name[:200]}", cancelled):
+                        sink.write(piece)
+
         digest, size = store.add_written(fill)
     except _NOT_A_TAR as error:
         raise ImageError(f"{name[:200]!r} cannot be read: {error}", path) from None
     if digest == diff_id:
         return Descriptor(model.OCI_LAYER, digest, size)
-    most, plain_size = max(DEFAULT.slack, DEFAULT.ratio * size), 0
     with store.open_blob(digest) as blob:
-        kind = sniff(blob.read(10))
-        blob.seek(0)
-        with decompressed(blob) as stream:
-            while piece := stream.read(_CHUNK):
-                cancelled()
-                plain.update(piece)
-                plain_size += len(piece)
-                if plain_size > most:
-                    raise ViolationError(f"{name[:200]!r} is over {DEFAULT.ratio} times its size", path)
-    if plain.hexdigest() != diff_id.partition(":")[2]:
+        for piece in inflated(blob, f"{path}: {name[:200]}", cancelled):
+            found.update(piece)
+    if found.hexdigest() != diff_id.partition(":")[2]:
         raise ImageError(f"{name[:200]!r} is not the layer that its configuration says", path)
-    return Descriptor(_KINDS[kind], digest, size)
+    return Descriptor(_KINDS.get(kind, model.OCI_LAYER_GZIP), digest, size)
 
 
 __all__ = ["load"]

@@ -10,24 +10,28 @@ import datetime as dt
 import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from functools import partial
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image import model
-from sandboxlib.image.compression import compressed, decompressed
+from sandboxlib.image.compression import SNIFFED, Readable, compressed, sniff
 from sandboxlib.image.model import Config, Descriptor, History, ImageConfig, Manifest, RootFS
 from sandboxlib.image.pack import Packed
 from sandboxlib.image.platform import own, parse_platform
+from sandboxlib.image.source import BLOCK, inflated
 
 if TYPE_CHECKING:
+    from sandboxlib.image.archive import Archive
     from sandboxlib.image.store import Store
 
 #: RFC 3339, as far as the OCI's schema takes it.
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _CHUNK = 1 << 20
+#: Kinds of compression that layers have.
+_AS_IT_IS = {"gzip": model.OCI_LAYER_GZIP, "zstd": model.OCI_LAYER_ZSTD}
+_NO_TAR = "it is no tar file, nor one that gzip, zstd, xz or bzip2 has compressed"
 
 
 class Added(NamedTuple):
@@ -84,51 +88,64 @@ def add_packed(store: Store, pack: Callable[[Callable[[bytes], object]], Packed]
     return Added(Descriptor(model.OCI_LAYER_GZIP, digest, size), found[0].diff_id)
 
 
-def add_archive(store: Store, source: IO[bytes], cancelled: Callable[[], None]) -> Added:
+def add_archive(store: Store, source: Archive, cancelled: Callable[[], None]) -> Added:
     """
-    Put a tar file into *store* as it is; a plain one is compressed.
+    Put a tar file into *store*: as it is if it is compressed as layers are, else compressed anew.
 
     Raises:
         ImageError: It is neither a tar file nor a compressed one.
     """
-    head = source.read(6)
-    source.seek(0)
-    kinds = {b"\x1f\x8b": model.OCI_LAYER_GZIP, b"\x28\xb5\x2f\xfd": model.OCI_LAYER_ZSTD}
-    media_type = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+    media_type = _AS_IT_IS.get(sniff(source.peek(SNIFFED)))
 
-    def copy(read: Callable[[int], bytes], write: Callable[[bytes], object]) -> None:
-        while data := read(_CHUNK):
-            cancelled()
+    def copy(write: Callable[[bytes], object]) -> None:
+        while data := source.read(_CHUNK):
             write(data)
 
-    if media_type is None:
-        media_type = model.OCI_LAYER_GZIP
+    if media_type is not None:
+        digest, size = store.add_written(copy)
+        with store.open_blob(digest) as blob:
+            return Added(Descriptor(media_type, digest, size), _diff_id_of(blob, cancelled))
+    diff_id = ""
 
-        def fill(write: Callable[[bytes], object]) -> None:
-            with closing(compressed(write, "gzip")) as sink:
-                copy(source.read, sink.write)
+    def fill(write: Callable[[bytes], object]) -> None:
+        nonlocal diff_id
+        with closing(compressed(write, "gzip")) as sink:
+            diff_id = _diff_id_of(source, cancelled, sink.write)
 
-        digest, size = store.add_written(fill)
-    else:
-        digest, size = store.add_written(partial(copy, source.read))
-    with store.open_blob(digest) as blob:
-        return Added(Descriptor(media_type, digest, size), diff_id_of(blob, cancelled))
+    digest, size = store.add_written(fill)
+    return Added(Descriptor(model.OCI_LAYER_GZIP, digest, size), diff_id)
 
 
-def diff_id_of(blob: IO[bytes], cancelled: Callable[[], None]) -> str:
-    """The digest of what is in a layer's file, uncompressed. Raises: ImageError: It is no tar file."""
+def _diff_id_of(
+    blob: Readable, cancelled: Callable[[], None], write: Callable[[bytes], object] | None = None
+) -> str:
+    """
+    The digest of what is in a layer's file, uncompressed; *write* gets that.
+
+    Raises:
+        ImageError: It is no tar file.
+        ViolationError: It is a bomb.
+    """
     import hashlib
 
     found = hashlib.sha256()
     first = b""
-    with decompressed(blob) as stream:
-        while data := stream.read(_CHUNK):
-            cancelled()
-            first = first or data[:512]
-            found.update(data)
-    if len(first) < 512 or (first[257:262] != b"ustar" and any(first)):
-        raise ImageError("it is no tar file, nor one that gzip or zstd has compressed")
+    for data in inflated(blob, cancelled=cancelled):
+        if len(first) < BLOCK:
+            first = (first + data)[:BLOCK]
+            _check_tar(first)
+        found.update(data)
+        if write is not None:
+            write(data)
+    if len(first) < BLOCK:
+        raise ImageError(_NO_TAR)
     return f"sha256:{found.hexdigest()}"
+
+
+def _check_tar(first: bytes) -> None:
+    """Raise ImageError if this is not how a tar file begins, as soon as that is known."""
+    if len(first) == BLOCK and first[257:262] != b"ustar" and any(first):
+        raise ImageError(_NO_TAR)
 
 
 def image_of(

@@ -49,6 +49,27 @@ def nothing() -> None:
     """Not cancelled."""
 
 
+def inflated(
+    blob: Readable, what: str = "", cancelled: Callable[[], None] = nothing, limits: Limits = DEFAULT
+) -> Iterator[bytes]:
+    """
+    The plain bytes of a whole blob, piece by piece, in this thread.
+
+    Raises:
+        ImageError: It is damaged.
+        ViolationError: It becomes too much larger; *what* it is.
+    """
+    inflater = Inflater(blob)
+    size = 0
+    for piece in inflater:
+        cancelled()
+        size += len(piece)
+        if size > limits.slack + limits.ratio * inflater.taken:
+            text = f"it is over {limits.ratio} times larger once it is not compressed (the limit 'ratio')"
+            raise ViolationError(text, what)
+        yield piece
+
+
 @final
 class Source:
     """
@@ -217,4 +238,4 @@ class Source:
             pass
 
 
-__all__ = ["BLOCK", "DEFAULT", "Limits", "Source", "nothing"]
+__all__ = ["BLOCK", "DEFAULT", "Limits", "Source", "inflated", "nothing"]
