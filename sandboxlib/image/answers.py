@@ -33,11 +33,15 @@ class RegistryError(ImageError):
     Attributes:
         status: The HTTP status.
         code: The registry's own code, such as ``MANIFEST_UNKNOWN``; may be empty.
+        retry_after: When to ask again, as the header of this name says it; may be empty.
     """
 
-    def __init__(self, message: str, reference: str = "", *, status: int = 0, code: str = "") -> None:
+    def __init__(
+        self, message: str, reference: str = "", *, status: int = 0, code: str = "", retry_after: str = ""
+    ) -> None:
         self.status = status
         self.code = code
+        self.retry_after = retry_after
         super().__init__(message, reference)
 
 
@@ -80,7 +84,7 @@ def decode(raw: bytes, what: str, reference: str = "") -> dict[str, Any]:
         raise ImageError(f"{what} is not a JSON object", reference) from None
 
 
-def refusal(status: int, body: bytes, tried: str, reference: str) -> RegistryError:
+def refusal(status: int, body: bytes, tried: str, reference: str, retry_after: str = "") -> RegistryError:
     """
     Make an error of an answer.
 
@@ -89,6 +93,7 @@ def refusal(status: int, body: bytes, tried: str, reference: str) -> RegistryErr
         body: What came with it, at most `ERROR_LIMIT` bytes.
         tried: What had been asked, such as ``GET the manifest``.
         reference: Registry and repository.
+        retry_after: The header of this name.
     """
     code, said = "", ""
     try:
@@ -105,7 +110,7 @@ def refusal(status: int, body: bytes, tried: str, reference: str) -> RegistryErr
     text += f" ({said})" if said else ""
     if hint := _HINTS.get(code):
         text += f"; hint: {hint}"
-    return RegistryError(text, reference, status=status, code=code)
+    return RegistryError(text, reference, status=status, code=code, retry_after=retry_after)
 
 
 __all__ = ["ERROR_LIMIT", "RegistryError", "UnreachableError", "decode", "refusal", "shown"]

@@ -35,7 +35,8 @@ CONNECT_TIMEOUT = 15.0
 READ_TIMEOUT = 60.0
 REDIRECTS = 5
 CHUNK = 1 << 20
-_TRANSFER = {301, 302, 303, 307, 308}
+#: Statuses that send elsewhere.
+TRANSFER = {301, 302, 303, 307, 308}
 _AGENT = "sandboxlib"
 _POLL = 0.1
 
@@ -165,7 +166,7 @@ class Transport:
         sent = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **headers}
         for _ in range(REDIRECTS + 1):
             answer = self._send(method, url, sent, body)
-            target = answer.header("Location") if follow and answer.status in _TRANSFER else ""
+            target = answer.header("Location") if follow and answer.status in TRANSFER else ""
             if not target:
                 return answer
             with answer:
@@ -387,4 +388,4 @@ def _unreachable(error: BaseException, url: str) -> UnreachableError:
     return UnreachableError(f"the connection broke: {shown(last)}", where, plain=closed)
 
 
-__all__ = ["CHUNK", "REDIRECTS", "Answer", "Transport", "origin"]
+__all__ = ["CHUNK", "REDIRECTS", "TRANSFER", "Answer", "Transport", "origin"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.errors import ImageError, StateError
-from sandboxlib.image import locks, model, trees
+from sandboxlib.image import locks, model, origins, trees
 from sandboxlib.image.owner import Owner
 from sandboxlib.image.store import name_of
 
@@ -137,6 +137,7 @@ def _take_out(store: Store, *, kept: set[str], only: set[str] | None) -> _Gone:
             blobs += 1
             os.unlink(path)
         _forget_locks(store)
+        origins.forget(store)
     return _Gone(blobs, layers, size)
 
 

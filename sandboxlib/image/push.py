@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from sandboxlib.errors import ImageError, SpecError
+from sandboxlib.image import origins
 from sandboxlib.image.auth import Credentials
 from sandboxlib.image.client import MANIFEST_LIMIT, Client
 from sandboxlib.image.model import Descriptor, Index, Manifest, decode_manifest
@@ -48,11 +49,11 @@ def push(
         source: What: its name or digest in the store, or the descriptor of its manifest or index.
         target: What it is called there. Without a tag it has its digest alone; a digest has to be its own.
         mount_from: Repositories of the same registry that may have its layers: the registry takes from there
-            what it can.
+            what it can. So it does from those that the store knows to have them.
         part: Bytes up to which a blob goes in one request; a bigger one goes in chunks of this size.
         on_progress: Gets what happens.
         cancelled: Raises to give up; called several times a second.
-        insecure: Speak HTTP where the registry has no TLS; see `Client`.
+        insecure: Speak HTTP where the registry has no TLS; see `Session`.
         credentials: The login; None looks in Docker's and podman's files.
         ca: A file with certificates of more authorities to trust.
 
@@ -92,6 +93,7 @@ class _Push:
         self._client = client
         self._crew = crew
         self._mount_from = mount_from
+        self._known = origins.known(store, name.registry)
         self._part = part
         self._blobs: dict[str, Descriptor] = {}
         #: What is sent when all blobs are there, what is listed before what lists it.
@@ -111,6 +113,7 @@ class _Push:
         for done in self._crew.done(len(self._blobs)):
             done.result()
         self._crew.run(self._list)
+        origins.note(self._store, self._name, self._blobs)
         self._crew.say(Progress("done", self._about, descriptor.digest))
         self._crew.drain()
 
@@ -141,13 +144,18 @@ class _Push:
             descriptor.digest,
             descriptor.size,
             lambda: self._store.open_blob(descriptor.digest),
-            mount_from=self._mount_from,
+            mount_from=self._others(descriptor.digest),
             say=lambda offset: self._say("pushing", descriptor, offset),
             part=self._part,
         )
         found = upload.run()
         if found != "pushed":
             self._say(found, descriptor, descriptor.size)
+
+    def _others(self, digest: str) -> list[str]:
+        """The repositories that a blob may be taken from."""
+        known = [one for one in self._known.get(digest, ()) if one != self._name.repository]
+        return list(dict.fromkeys((*self._mount_from, *known[: origins.MOST])))
 
     def _say(self, kind: str, descriptor: Descriptor, offset: int) -> None:
         self._crew.say(Progress(kind, self._about, descriptor.digest, offset, descriptor.size))

@@ -30,7 +30,7 @@ _CATALOGUE = ("registry:catalog:*",)
 
 
 class Registry(Client):
-    """One registry's client; see `Client` for how it is made."""
+    """One registry's client; see `Session` for how it is made."""
 
     def tags(self, repository: str) -> tuple[str, ...]:
         """
@@ -133,7 +133,13 @@ class Registry(Client):
         seen = {url}
         for _ in range(_PAGES):
             with self.request(
-                "GET", url, tried=tried, scopes=scopes, repository=repository, limit=MANIFEST_LIMIT
+                "GET",
+                url,
+                tried=tried,
+                scopes=scopes,
+                repository=repository,
+                follow=True,
+                limit=MANIFEST_LIMIT,
             ) as answer:
                 raw = answer.content
                 links = _LINK.search(", ".join(answer.headers("Link")))
@@ -213,9 +219,9 @@ def login(
         registry: As in a `Reference`.
         username: Who.
         password: Or a token that the registry takes as one.
-        insecure: See `Client`.
-        ca: See `Client`.
-        cancelled: See `Client`.
+        insecure: See `Session`.
+        ca: See `Session`.
+        cancelled: See `Session`.
 
     Returns:
         The file that it is kept in, or whose helper keeps it.

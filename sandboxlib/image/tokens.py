@@ -84,6 +84,18 @@ class Authenticator:
                 self._tokens[scopes] = token, until
             return f"Bearer {token}"
 
+    def can_answer(self, answer: Answer, repository: str) -> bool:
+        """Does a 401 ask for what can be had here: a token from somewhere, or a login that is known?"""
+        for challenge in parse(answer.headers("WWW-Authenticate")):
+            if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
+                return True
+            if challenge.scheme == "basic":
+                with self._lock:
+                    login = self._login(repository)
+                if login and login.password:
+                    return True
+        return False
+
     def refused(self, answer: Answer, scopes: Scopes, repository: str, sent: str) -> bool:
         """
         Take a 401 in; True if another try may do better.
@@ -145,17 +157,18 @@ class Authenticator:
         made = time.monotonic()
         with answer:
             if answer.status != 200:
-                raise refusal(answer.status, answer.start(ERROR_LIMIT), "fetching a token", self._registry)
+                text, again = answer.start(ERROR_LIMIT), answer.header("Retry-After")
+                raise refusal(answer.status, text, "fetching a token", self._registry, again)
             content = decode(answer.body(_LIMIT, "the token server's answer"), "the token server's answer")
         token = content.get("token") or content.get("access_token")
         if not isinstance(token, str) or not _sendable(token):
             raise ImageError("the token server's answer has no token", self._registry)
         if (
-            isinstance(again := content.get("refresh_token"), str)
-            and again
+            isinstance(more := content.get("refresh_token"), str)
+            and more
             and not (login and login.identity_token)
         ):
-            self._refresh[realm, service] = again
+            self._refresh[realm, service] = more
         return token, made + _lifetime(content) - _MARGIN
 
     def _check(self, realm: str) -> None:

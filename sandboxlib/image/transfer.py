@@ -17,8 +17,8 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from sandboxlib.errors import ImageError
-from sandboxlib.image import trust
-from sandboxlib.image.answers import ERROR_LIMIT, RegistryError, UnreachableError, refusal, shown
+from sandboxlib.image import origins, trust
+from sandboxlib.image.answers import ERROR_LIMIT, RegistryError, UnreachableError, shown
 from sandboxlib.image.auth import Credentials
 from sandboxlib.image.blobs import Sink
 from sandboxlib.image.client import MANIFEST_LIMIT, Client, Fetched
@@ -35,7 +35,7 @@ from sandboxlib.image.model import (
 )
 from sandboxlib.image.platform import Platform, choose, own, parse_platform
 from sandboxlib.image.progress import Progress
-from sandboxlib.image.retry import PASSING, Patience
+from sandboxlib.image.retry import Patience
 from sandboxlib.image.stopping import Stop
 from sandboxlib.image.store import Store
 from sandboxlib.image.working import Crew, never
@@ -83,7 +83,7 @@ def pull(
         on_layer: Called with the manifest, the config and the number of each layer, lowest first, as soon as
             it and all below it are in the store, while others are fetched still.
         cancelled: Raises to give up; called several times a second.
-        insecure: Speak HTTP where the registry has no TLS; see `Client`.
+        insecure: Speak HTTP where the registry has no TLS; see `Session`.
         credentials: The login; None looks in Docker's and podman's files.
         ca: A file with certificates of more authorities to trust.
 
@@ -132,6 +132,8 @@ class _Pull:
             kept.enter_context(self._store.lease(descriptor))
             self._layers(manifest, config, on_layer)
             self._store.tag(self._name, descriptor)
+            here = [one.digest for one in (manifest.config, *manifest.layers) if not is_foreign(one)]
+            origins.note(self._store, self._name, here)
         self._crew.say(Progress("done", self._about, descriptor.digest))
         self._crew.drain()
         return descriptor
@@ -293,23 +295,17 @@ class Download:
         patience = Patience()
         moved = self._offset
         while self._offset < self._descriptor.size:
-            asked = ""
             self.fresh = self.fresh and not self._offset
             try:
                 with self._open(place) as answer:
-                    asked = answer.header("Retry-After")
                     self._receive(answer, file)
                 continue
-            except UnreachableError as error:
+            except (UnreachableError, RegistryError) as error:
                 failure: ImageError = error
-                passing = error.passing
-            except RegistryError as error:
-                failure = error
-                passing = error.status in PASSING
             if self._offset - moved >= _MOVED:
                 moved = self._offset
                 patience.renew()
-            pause = patience.pause(asked) if passing else None
+            pause = patience.after(failure)
             if pause is None:
                 raise failure
             self._client.stop.wait(pause)
@@ -366,7 +362,7 @@ class Download:
             raise UnreachableError(
                 f"{tried}: {shown(urlsplit(answer.url).netloc)} answered {answer.status}", self._about
             )
-        raise refusal(answer.status, text, tried, self._client.about(self._repository))
+        raise self._client.refusal(answer, text, tried, self._repository)
 
     @property
     def _about(self) -> str:

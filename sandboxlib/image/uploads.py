@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 from urllib.parse import quote, urlsplit
 
 from sandboxlib.errors import ImageError
-from sandboxlib.image.answers import ERROR_LIMIT, RegistryError, UnreachableError, refusal, shown
+from sandboxlib.image.answers import ERROR_LIMIT, RegistryError, UnreachableError, shown
 from sandboxlib.image.client import Client
 from sandboxlib.image.connection import CHUNK, Answer
 from sandboxlib.image.retry import Patience
@@ -90,6 +90,7 @@ class Upload:
         """
         if self._there():
             return "exists"
+        patience = Patience()
         for number in range(_STARTS):
             # Mounting is tried once: what follows a lost upload is another upload.
             if self._begin(() if number else self._mount_from):
@@ -99,8 +100,10 @@ class Upload:
                     self._send(file)
                 return "pushed"
             except _LostError as lost:
-                if number == _STARTS - 1:
+                pause = None if number == _STARTS - 1 else patience.after(lost.error, passes=True)
+                if pause is None:
                     raise lost.error from None
+                self._client.stop.wait(pause)
         raise AssertionError  # the last round returns or raises
 
     def _there(self) -> bool:
@@ -181,7 +184,7 @@ class Upload:
             and error.status not in (404, 408, 416, 429)
         ):
             raise error
-        pause = patience.pause()
+        pause = patience.after(error, passes=True)
         if pause is None:
             raise error
         self._client.stop.wait(pause)
@@ -288,7 +291,7 @@ class Upload:
             raise self._error("the registry does not say where to push to")
 
     def _refusal(self, answer: Answer, text: bytes, tried: str) -> RegistryError:
-        return refusal(answer.status, text, f"{tried} {self._digest}", self._client.about(self._repository))
+        return self._client.refusal(answer, text, f"{tried} {self._digest}", self._repository)
 
     def _error(self, text: str) -> ImageError:
         return ImageError(f"{shown(self._digest)}: {text}", self._client.about(self._repository))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sandboxlib.errors import ImageError, SpecError
 from sandboxlib.image import auth, helper, retry
-from sandboxlib.image.answers import refusal
+from sandboxlib.image.answers import RegistryError, UnreachableError, refusal
 from sandboxlib.image.auth import Credentials
 from sandboxlib.image.challenge import Challenge, parse
 
@@ -378,6 +378,26 @@ def test_pauses_grow_and_come_to_an_end() -> None:
     for number, pause in enumerate(pauses[:-1]):
         assert pause is not None
         assert 0.5 * 0.25 * 2**number <= pause <= 0.25 * 2**number
+
+
+def test_a_registry_of_which_too_much_is_asked_is_given_a_minute() -> None:
+    patience = retry.Patience()
+    error = RegistryError("too many", status=429)
+    pauses = [patience.after(error) for _ in range(retry.LIMITED_TRIES)]
+    assert pauses[-1] is None
+    for number, pause in enumerate(pauses[:-1]):
+        assert pause is not None
+        assert 2**number <= pause <= 2 * 2**number
+    # A window of half a minute has passed then, whatever chance says.
+    assert sum(pause or 0 for pause in pauses) >= 31
+    # Who says how long is asked again then.
+    assert retry.Patience().after(RegistryError("", status=429, retry_after="1")) == 1
+
+
+def test_what_stays_is_not_waited_for() -> None:
+    for error in (RegistryError("", status=404), UnreachableError("", passing=False), ImageError("")):
+        assert retry.Patience().after(error) is None
+        assert (retry.Patience().after(error, passes=True) or 1) < 1
 
 
 def test_a_registry_decides_how_long_within_bounds() -> None:

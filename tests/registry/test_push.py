@@ -93,6 +93,75 @@ def test_a_blob_of_another_repository_is_mounted(proxy: Proxy, store: Store, tmp
     pull(Store(str(tmp_path / "other")), f"{proxy.name}/second:1")
 
 
+def test_what_came_from_a_repository_is_mounted_from_there(
+    proxy: Proxy, store: Store, tmp_path: Path
+) -> None:
+    made = add(store, tmp_path / "image", "localhost:1/app:1", seed="origin")
+    push(store, "localhost:1/app:1", f"{proxy.name}/team/base:1")
+    other = Store(str(tmp_path / "other"))
+    pull(other, f"{proxy.name}/team/base:1")
+    # Whoever pulled it knows where it is, and whoever pushed it.
+    for number, where in enumerate((other, store)):
+        proxy.log.clear()
+        events: list[Progress] = []
+        target = f"{proxy.name}/mounted/app{number}:1"
+        push(where, made["digest"], target, on_progress=events.append)
+        assert [event.kind for event in events] == ["resolving", *["mounted"] * 3, "done"]
+        assert len(proxy.asked("POST", "from=")) == len(blobs(made))
+        assert not proxy.asked("PATCH", "") + proxy.asked("PUT", "/blobs/")
+        pull(Store(str(tmp_path / f"third{number}")), target)
+
+
+def test_a_registry_is_asked_to_mount_what_it_may_have_alone(
+    proxy: Proxy, plain: Server, store: Store, tmp_path: Path
+) -> None:
+    made = add(store, tmp_path / "image", "localhost:1/app:1", seed="elsewhere")
+    # Another registry by its name, and the repository itself.
+    push(store, "localhost:1/app:1", f"127.0.0.1:{plain.port}/team/there:1")
+    push(store, "localhost:1/app:1", f"{proxy.name}/team/here:1")
+    push(store, "localhost:1/app:1", f"{proxy.name}/team/here:2")
+    assert not proxy.asked("POST", "from=")
+    # At most three, and what is gone from there, or forbidden, is sent.
+    for number in range(5):
+        push(store, "localhost:1/app:1", f"{proxy.name}/many/number{number}:1")
+    proxy.log.clear()
+    proxy.faults = [Fault("POST", "from=", status=404)]
+    push(store, "localhost:1/app:1", f"{proxy.name}/last/app:1")
+    assert len(proxy.asked("POST", "from=")) == 3 * len(blobs(made))
+    assert len(proxy.asked("PUT", "/blobs/uploads/")) == len(blobs(made))
+
+
+def test_what_is_known_of_repositories_goes_with_the_images(
+    proxy: Proxy, store: Store, tmp_path: Path
+) -> None:
+    add(store, tmp_path / "image", "localhost:1/app:1", seed="forgotten")
+    push(store, "localhost:1/app:1", f"{proxy.name}/team/forgotten:1")
+    folder = Path(store.path, "origins")
+    (path,) = folder.iterdir()
+    for damage in (b"", b"\xff\n", path.read_bytes()[:-30]):
+        path.write_bytes(damage)
+        push(store, "localhost:1/app:1", f"{proxy.name}/team/forgotten:2")
+        assert path.read_bytes().splitlines()[-1].startswith(b"sha256:")
+    store.prune()
+    assert list(folder.iterdir()) == [path]
+    store.prune(all=True)
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    add(store, tmp_path / "again", "localhost:1/app:1", seed="forgotten")
+    push(store, "localhost:1/app:1", f"{proxy.name}/team/forgotten:3")
+
+
+@pytest.mark.parametrize("method, path", [("PUT", "/blobs/uploads/"), ("POST", "/blobs/uploads/")])
+def test_too_much_at_once_is_waited_for(
+    proxy: Proxy, store: Store, tmp_path: Path, method: str, path: str
+) -> None:
+    add(store, tmp_path / "image", "localhost:1/app:1", layers=1, size=1000, seed=f"limited{method}")
+    proxy.faults = [Fault(method, path, times=1, status=429, headers={"Retry-After": "1"})]
+    began = time.monotonic()
+    push(store, "localhost:1/app:1", f"{proxy.name}/limited/{method.lower()}:1")
+    assert time.monotonic() - began >= 1
+
+
 def test_a_blob_that_cannot_be_mounted_is_sent(proxy: Proxy, store: Store, tmp_path: Path) -> None:
     made = add(store, tmp_path / "image", "localhost:1/app:1", seed="unmounted")
     proxy.faults = [Fault("POST", "from=secret", status=403)]

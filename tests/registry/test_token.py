@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from sandboxlib.errors import ImageError
 from sandboxlib.image.answers import RegistryError
 from sandboxlib.image.auth import Credentials
 from sandboxlib.image.registry import Registry, login, logout
+from sandboxlib.image.store import Store
+from sandboxlib.image.transfer import pull
 
 import registries
 from registries import Fault, Keys, Proxy, Server, TokenServer
@@ -260,6 +263,74 @@ def test_another_host_cannot_ask_for_the_login(tokens: TokenServer, server: Serv
                 assert answer.status == 401
         assert len(second.log) == 1
         assert "Authorization" not in second.log[0].headers
+
+
+@contextlib.contextmanager
+def vanity(target: Server) -> Iterator[Proxy]:
+    """A registry by a name of its own, which sends all that is asked for to another one."""
+    with Proxy(target.port) as proxy:
+        for method in ("GET", "HEAD"):
+            proxy.faults.append(Fault(method, "/v2/team", redirect=f"http://127.0.0.1:{target.port}"))
+        yield proxy
+
+
+def test_a_host_that_it_sends_to_is_logged_in_to_by_its_own_challenge(
+    tokens: TokenServer, server: Server, tmp_path: Path
+) -> None:
+    with vanity(server) as proxy:
+        with Registry(proxy.name, credentials=("bob", "of the first host")) as registry:
+            fetched = registry.manifest("team/app", "1")
+            assert registry.digest("team/app", "1") == fetched.digest
+            assert registry.tags("team/app") == ("1",)
+            config = json.loads(fetched.raw)["config"]["digest"]
+            with registry.open_blob("team/app", config) as answer:
+                assert answer.status == 200
+        assert not any("Authorization" in seen.headers for seen in proxy.log)
+        # One token for all, of what its challenge asks for, and nobody's password goes there.
+        assert [login for _, _, login in tokens.requests] == [""]
+        assert tokens.requests[0][1]["scope"] == ["repository:team/app:pull"]
+        store = Store(str(tmp_path / "store"))
+        pull(store, f"{proxy.name}/team/app:1")
+        assert store.names()[0][0] == f"{proxy.name}/team/app:1"
+
+
+def test_a_host_that_it_sends_to_gets_the_login_that_is_kept_for_it(
+    tokens: TokenServer, server: Server, home: Path
+) -> None:
+    tokens.allowed = lambda user, _scope: user == "alice"
+    with vanity(server) as proxy, Registry(proxy.name, credentials=("bob", "of the first host")) as registry:
+        with pytest.raises(RegistryError, match="401"):
+            registry.manifest("team/app", "1")
+        login(f"127.0.0.1:{server.port}", *ALICE)
+        tokens.requests.clear()
+        with Registry(proxy.name, credentials=("bob", "of the first host")) as again:
+            assert again.manifest("team/app", "1").raw
+        assert [header for _, _, header in tokens.requests] == [basic_header(*ALICE)]
+
+
+def test_a_host_that_it_sends_to_and_that_keeps_asking_is_given_up(basic: Server, server: Server) -> None:
+    challenge = {"WWW-Authenticate": 'Bearer realm="http://127.0.0.1:1/token"'}
+    with vanity(server) as proxy, Proxy(server.port) as second:
+        proxy.faults[0].redirect = f"http://127.0.0.1:{second.port}"
+        second.faults = [Fault("GET", "manifests", status=401, headers=challenge)]
+        with Registry(proxy.name) as registry, pytest.raises(ImageError, match=r"127\.0\.0\.1:1"):
+            registry.manifest("team/app", "1")
+        second.faults = [Fault("GET", "manifests", status=401)]
+        with Registry(proxy.name) as registry, pytest.raises(RegistryError, match="401"):
+            registry.manifest("team/app", "1")
+
+
+def test_no_login_that_is_kept_goes_to_a_host_in_the_clear(
+    keys: Keys, server: Server, home: Path, tmp_path: Path
+) -> None:
+    (home / ".docker").mkdir()
+    kept = {"auths": {"plain.example": {"auth": base64.b64encode(b"alice:hunter2").decode()}}}
+    (home / ".docker/config.json").write_text(json.dumps(kept))
+    with Registry("127.0.0.1:1") as registry:
+        assert registry._other("http://plain.example/v2/")._find("a") is None
+        assert registry._other("https://plain.example/v2/")._find("a") == Credentials(
+            username="alice", password="hunter2"
+        )
 
 
 # --- Basic, login and logout ----------------------------------------------------------------------------
