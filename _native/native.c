@@ -124,8 +124,10 @@ static int sbx_spawn(int launcher, const void *program, size_t size, int *fds, i
 	sigset_t all, before;
 	int pid, memfd;
 
-	if (count <= SBX_PROGRAM || count > SBX_MAX_FDS || size > SBX_MAX_SIZE)
+	if (count <= SBX_PROGRAM || count > SBX_MAX_FDS)
 		return -EINVAL;
+	if (size > SBX_MAX_SIZE)
+		return -E2BIG;
 	memfd = sealed_memfd("sandboxlib-program", program, size, MFD_NOEXEC_SEAL);
 	if (memfd < 0)
 		return memfd;

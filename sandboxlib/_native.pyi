@@ -34,6 +34,7 @@ class _Lib:
     SBX_FAILED: Final[int]
     SBX_NOT_FOUND: Final[int]
     SBX_INTERPRETER: Final[int]
+    SBX_MAX_SIZE: Final[int]
     SBX_LIFETIME_OVER: Final[int]
     SBX_CONTROL: Final[int]
     SBX_PROGRAM: Final[int]

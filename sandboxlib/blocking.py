@@ -11,6 +11,7 @@ from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
+from sandboxlib.engine.opening import start
 from sandboxlib.engine.planning import current_plan
 from sandboxlib.engine.request import DEVNULL, PIPE, STDOUT, UNSAID
 from sandboxlib.engine.sandbox import Engine
@@ -58,9 +59,7 @@ class Sandbox(FromImage):
         """Start it. Raises: StateError: It is open already. See `SandboxSpec` for the others."""
         if self._engine is not None and not self._engine.closed:
             raise StateError("the sandbox is open already")
-        engine = Engine(self.spec, BLOCKING)
-        complete(engine.open())
-        self._engine = engine
+        self._engine = complete(start(self.spec, BLOCKING))
         return self
 
     def close(self) -> None:

@@ -90,6 +90,11 @@ _HINTS: dict[tuple[str, int], str] = {
     ("clone3", _errno.EAGAIN): "a pids limit, RLIMIT_NPROC or kernel.pid_max is reached",
     ("clone3", _errno.ENOMEM): "no memory, or the PID namespace that was joined has ended",
     ("clone3", _errno.ENOSYS): "the kernel is older than 5.3, or a seccomp filter hides the call",
+    (
+        "execve",
+        _errno.E2BIG,
+    ): "arguments and variables take at most a quarter of RLIMIT_STACK together (2 MiB by default), and "
+    "128 KiB each",
     ("execveat", _errno.EACCES): "vm.memfd_noexec forbids running from a memfd; set it to 0 or 1",
     ("fsopen", _errno.EPERM): "mounting needs CAP_SYS_ADMIN in the mount namespace's user namespace",
     ("fsmount", _errno.EPERM): "the host's /proc or /sys is partly masked, so the kernel refuses a fresh one "

@@ -39,14 +39,16 @@ class Entry:
     One name of the host that its view shows.
 
     Attributes:
-        kind: ``dir`` and ``file`` are bound read-only, ``link`` is made anew.
+        kind: ``dir`` and ``file`` are bound read-only, ``link`` and ``copy`` are made anew.
         path: Absolute.
         target: Of a link, as it stands in it.
+        content: Of a copy.
     """
 
     kind: str
     path: str
     target: str = ""
+    content: bytes = b""
 
 
 # Compared by identity: it is read once, and is a key of caches on the hot path.

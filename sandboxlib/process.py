@@ -101,7 +101,7 @@ class Process:
         lines = Lines(encoding, errors)
         while data := source.read1():
             yield from lines.feed(data)
-        yield from lines.end()
+        yield from lines.end(whole=not lines.half or complete(self._process.exited()))
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the command itself; nothing happens if it has ended."""
@@ -165,7 +165,13 @@ def _stream(process: EngineProcess, name: str, mode: str, text: bool) -> Any:
 
         # As large as a pipe: one read takes what one full pipe holds.
         stream = io.BufferedReader(Pipe(fd, mode), 1 << 16)
-    return io.TextIOWrapper(stream, write_through=True) if text else stream
+    if not text:
+        return stream
+    if mode == "wb":
+        return io.TextIOWrapper(stream, write_through=True)
+    from sandboxlib.engine.text import strict_but_for_the_end
+
+    return io.TextIOWrapper(stream, errors=strict_but_for_the_end())
 
 
 def _terminal(process: EngineProcess) -> Terminal | None:

@@ -108,7 +108,7 @@ def cpu_list(field: str, value: object) -> tuple[int, ...]:
 
 def text(field: str, value: object, *, empty: bool = False) -> str:
     """Read a string without NUL. Raises: SpecError."""
-    if not isinstance(value, str) or "\0" in value or not (value or empty) or not _encodes(value):
+    if not isinstance(value, str) or "\0" in value or not (value or empty) or not encodes(value):
         raise SpecError(
             field, value, "a string without NUL" if empty else "a string that is not empty and has no NUL"
         )
@@ -131,14 +131,14 @@ def absolute(field: str, value: object) -> str:
         raise SpecError(field, value, allowed) from None
     if isinstance(path, bytes):
         path = os.fsdecode(path)
-    if not path.startswith("/") or "\0" in path or ".." in path.split("/") or not _encodes(path):
+    if not path.startswith("/") or "\0" in path or ".." in path.split("/") or not encodes(path):
         raise SpecError(field, value, allowed)
     plain: str = posixpath.normpath(path)
     # Two slashes at the start would stay: POSIX leaves their meaning open.
     return plain[1:] if plain.startswith("//") else plain
 
 
-def _encodes(value: str) -> bool:
+def encodes(value: str) -> bool:
     """Can it be handed to the kernel? Surrogates that do not stand for a byte cannot."""
     try:
         os.fsencode(value)

@@ -273,8 +273,9 @@ def environment(field: str, value: object) -> tuple[tuple[str, str], ...]:
     """Read environment variables: a mapping of names to texts. Raises: SpecError."""
     found: dict[str, str] = {}
     for name, text in pairs(field, value, 'names and texts, such as {"LANG": "C"}'):
-        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-            raise SpecError(field, name, "names that are strings, not empty, without '=' and NUL")
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name or not quantity.encodes(name):
+            allowed = "names that are strings, not empty, without '=', NUL and lone surrogates"
+            raise SpecError(field, name, allowed)
         if name in found:
             raise SpecError(field, name, "a name that is given once")
         found[name] = quantity.text(f"{field}[{name!r}]", text, empty=True)

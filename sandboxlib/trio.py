@@ -16,6 +16,7 @@ from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
+from sandboxlib.engine.opening import start
 from sandboxlib.engine.planning import current_plan
 from sandboxlib.engine.request import PIPE, UNSAID
 from sandboxlib.engine.sandbox import Engine
@@ -118,9 +119,11 @@ class AsyncSandbox:
         if self._engine is not None and not self._engine.closed:
             raise StateError("the sandbox is open already")
         await trio.lowlevel.checkpoint_if_cancelled()
-        engine = Engine(self.spec, TRIO)
-        self._engine = engine
-        await engine.open()
+
+        def tell(engine: Engine) -> None:
+            self._engine = engine
+
+        await start(self.spec, TRIO, tell)
         return self
 
     async def close(self) -> None:

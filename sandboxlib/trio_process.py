@@ -71,7 +71,8 @@ class Output(trio.abc.ReceiveStream):
 class _LineIterator(AsyncIterator[Any]):
     """Not a generator: whoever stops in the middle has nothing to clean up."""
 
-    def __init__(self, source: Output, lines: Lines) -> None:
+    def __init__(self, process: EngineProcess, source: Output, lines: Lines) -> None:
+        self._process = process
         self._source = source
         self._lines = lines
         self._ready: deque[Any] = deque()
@@ -85,7 +86,11 @@ class _LineIterator(AsyncIterator[Any]):
                 raise StopAsyncIteration
             data = await self._source.receive_some()
             self._ended = not data
-            self._ready.extend(self._lines.feed(data) if data else self._lines.end())
+            if self._ended:
+                whole = not self._lines.half or await self._process.exited()
+                self._ready.extend(self._lines.end(whole=whole))
+            else:
+                self._ready.extend(self._lines.feed(data))
         return self._ready.popleft()
 
 
@@ -172,7 +177,8 @@ class AsyncProcess:
         Raises:
             SpecError: This stream is not a pipe.
         """
-        return _LineIterator(pipe(self, stream), Lines(encoding or ("utf-8" if self._text else None), errors))
+        lines = Lines(encoding or ("utf-8" if self._text else None), errors)
+        return _LineIterator(self._process, pipe(self, stream), lines)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the command itself; nothing happens if it has ended."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sandboxlib.engine.lines import Lines
 from sandboxlib.engine.pipes import CHUNK, grow
 from sandboxlib.engine.process import Process
+from sandboxlib.engine.text import Kept
 from sandboxlib.engine.waiter import READ, WRITE
 from sandboxlib.errors import KernelError
 from sandboxlib.result import Outcome
@@ -33,10 +34,12 @@ class Capture:
     Attributes:
         total: Bytes that were written, kept or not.
         chunk: Bytes to read at once.
+        ended: Everyone who could write to it has closed it.
     """
 
     def __init__(self, limit: int) -> None:
         self.chunk = CHUNK
+        self.ended = False
         self._limit = limit
         self._head_room = limit - limit // 2
         self._tail_room = limit // 2
@@ -62,16 +65,16 @@ class Capture:
             self._tail.append(data)
             self._tail_size += len(data)
             # Whole chunks only: the cut to the byte is made once, at the end.
-            while self._tail_size - len(self._tail[0]) >= self._tail_room:
+            while self._tail and self._tail_size - len(self._tail[0]) >= self._tail_room:
                 self._tail_size -= len(self._tail.popleft())
 
-    def result(self) -> tuple[bytes, int]:
-        """What was kept, and how many bytes were left out between its two halves."""
+    def result(self, *, killed: bool) -> Kept:
+        """What was kept; *killed*: the command did not end by itself."""
         tail = b"".join(self._tail)
         if len(tail) > self._tail_room:
             tail = tail[len(tail) - self._tail_room :]
         head = b"".join(self._head)
-        return head + tail, self.total - len(head) - len(tail)
+        return Kept(head, tail, self.total - len(head) - len(tail), self.ended and not killed)
 
 
 class Captured(NamedTuple):
@@ -79,15 +82,12 @@ class Captured(NamedTuple):
     What `communicate` brings back.
 
     Attributes:
-        stdout, stderr: Kept bytes, None where there is no pipe.
-        stdout_truncated, stderr_truncated: Bytes left out.
+        stdout, stderr: What was kept, None where there is no pipe.
         expired: The deadline came first, and the command was killed for it.
     """
 
-    stdout: bytes | None
-    stderr: bytes | None
-    stdout_truncated: int
-    stderr_truncated: int
+    stdout: Kept | None
+    stderr: Kept | None
     expired: bool
 
 
@@ -105,10 +105,11 @@ class _Teller(Capture):
         super().add(data)
         self._tell(self._lines.feed(data))
 
-    def result(self) -> tuple[bytes, int]:
+    def result(self, *, killed: bool) -> Kept:
         """Tell of a last line without an end, too."""
-        self._tell(self._lines.end())
-        return super().result()
+        kept = super().result(killed=killed)
+        self._tell(self._lines.end(whole=kept.whole))
+        return kept
 
     def _tell(self, lines: Iterator[Any]) -> None:
         for line in lines:
@@ -222,8 +223,9 @@ async def communicate(
             if fd >= 0:
                 os.close(fd)
         process.release()
-    stdout, stderr = (captures[fd].result() if fd >= 0 else (None, 0) for fd in (out, err))
-    return Captured(stdout[0], stderr[0], stdout[1], stderr[1], expired)
+    killed = process.outcome is not Outcome.EXITED
+    stdout, stderr = (captures[fd].result(killed=killed) if fd >= 0 else None for fd in (out, err))
+    return Captured(stdout, stderr, expired)
 
 
 def _drain(fd: int, capture: Capture, *, whole: bool = False) -> bool:
@@ -236,6 +238,7 @@ def _drain(fd: int, capture: Capture, *, whole: bool = False) -> bool:
         except BlockingIOError:
             return True
         if not data:
+            capture.ended = True
             return False
         if len(data) == CHUNK and capture.chunk == CHUNK:
             capture.chunk = grow(fd)

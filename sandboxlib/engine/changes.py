@@ -121,7 +121,7 @@ def _inside_root(own_uid: int, own_gid: int) -> Pair:
 
 
 def _and_above(path: str) -> set[bytes]:
-    return {each.strip("/").encode() for each in (*tree.parents(path), path)}
+    return {os.fsencode(each.strip("/")) for each in (*tree.parents(path), path)}
 
 
 def _open_upper(scratch: int) -> int:
@@ -147,14 +147,15 @@ def _skeleton(steps: tuple[Step, ...]) -> dict[bytes, _Planned]:
     for step in flatten(steps):
         match step:
             case Call("mkdirat", (tree.ROOT, str(path), int(mode))):
-                found.setdefault(path.encode(), _Planned(modes.S_IFDIR | mode))
+                found.setdefault(os.fsencode(path), _Planned(modes.S_IFDIR | mode))
             case Call("symlinkat", (str(target), tree.ROOT, str(path))):
-                found.setdefault(path.encode(), _Planned(modes.S_IFLNK | 0o777, content=target.encode()))
+                link = _Planned(modes.S_IFLNK | 0o777, content=os.fsencode(target))
+                found.setdefault(os.fsencode(path), link)
             case Call("fchownat", (tree.ROOT, str(path), int(uid), int(gid), _)):
-                found[path.encode()] = found[path.encode()]._replace(owner=(uid, gid))
+                found[os.fsencode(path)] = found[os.fsencode(path)]._replace(owner=(uid, gid))
             case Write(path, data, _, tree.ROOT, _, mode):
                 content = data if isinstance(data, bytes) else data.encode()
-                found.setdefault(path.encode(), _Planned(modes.S_IFREG | mode, content=content))
+                found.setdefault(os.fsencode(path), _Planned(modes.S_IFREG | mode, content=content))
     return found
 
 

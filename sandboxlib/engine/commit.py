@@ -108,7 +108,7 @@ def _commit(
     owner = owner_of(engine.host, engine.spec.namespace("user"))
     # What stands there for something to be mounted on, and what a volume holds.
     left_out = frozenset(
-        path.strip("/").encode()
+        os.fsencode(path.strip("/"))
         for path in (*held.volumes, *(mount.destination for mount in engine.spec.mounts))
     )
     with store.growing():

@@ -12,7 +12,7 @@ from sandboxlib.engine.ids import IdRanges
 from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.host import CGroupHost, Host
 from sandboxlib.kernel.cgroup import acquire, sweep
-from sandboxlib.kernel.probe import probe
+from sandboxlib.kernel.probe import probe, view
 from sandboxlib.mount import Mount
 from sandboxlib.plan.ceilings import with_groups
 from sandboxlib.spec import SandboxSpec
@@ -69,6 +69,11 @@ class Program:
                 self.host = attrs.evolve(self.host, cgroups=found)
                 self._seen = {(frozenset(), ""): self.host}
         return self.host.cgroups
+
+    def look_again(self) -> None:
+        """What the host shows may have changed since this program began: see what is there now."""
+        self.host = attrs.evolve(self.host, view=view())
+        self._seen = {(frozenset(), ""): self.host}
 
     def host_for(self, files: frozenset[str], fault: str = "") -> Host:
         """The host, which bind sources are files, and why there is no overlay; the same object each time."""

@@ -223,7 +223,10 @@ async def write(
     """Write a whole file, which is made if it does not exist, and emptied first if it does."""
     where, bits = locate(engine.spec, path), mode_of(mode)
     if isinstance(data, str):
-        data = data.encode()
+        try:
+            data = data.encode()
+        except UnicodeEncodeError as error:
+            raise SpecError("data", data, f"a string that can be encoded: {error}") from None
     try:
         content = memoryview(data).cast("B")  # type: ignore[arg-type]
     except TypeError:

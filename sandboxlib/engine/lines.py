@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sandboxlib.errors import SpecError
+from sandboxlib.engine.text import decoder
+
+if TYPE_CHECKING:
+    import codecs
 
 #: Bytes or characters without a line end after which what there is counts as a line: memory has an end.
 LONGEST = 1 << 20
@@ -27,16 +29,21 @@ class Lines:
         self._end: Any = b"\n"
         self._rest: Any = b""
         if encoding is not None:
-            self._decoder = _decoder(encoding, errors)
+            self._decoder = decoder(encoding, errors)
             self._end, self._rest = "\n", ""
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Take in *data*; the lines that are whole now."""
         yield from self._cut(data if self._decoder is None else self._decoder.decode(data))
 
-    def end(self) -> Iterator[Any]:
-        """What is left at the end of the stream."""
-        if self._decoder is not None:
+    @property
+    def half(self) -> bool:
+        """Has only a part of the last character come?"""
+        return self._decoder is not None and bool(self._decoder.getstate()[0])
+
+    def end(self, *, whole: bool = True) -> Iterator[Any]:
+        """What is left at the end of the stream; without the half of a character where it is not *whole*."""
+        if self._decoder is not None and whole:
             yield from self._cut(self._decoder.decode(b"", final=True))
         if self._rest:
             yield self._rest
@@ -51,18 +58,6 @@ class Lines:
         while len(self._rest) >= LONGEST:
             yield self._rest[:LONGEST]
             self._rest = self._rest[LONGEST:]
-
-
-def _decoder(encoding: object, errors: object) -> codecs.IncrementalDecoder:
-    if not isinstance(encoding, str):
-        raise SpecError("encoding", encoding, "the name of an encoding, such as 'utf-8'")
-    if not isinstance(errors, str):
-        raise SpecError("errors", errors, "the name of a way with errors, such as 'replace'")
-    try:
-        codecs.lookup_error(errors)
-        return codecs.getincrementaldecoder(encoding)(errors)
-    except LookupError as error:
-        raise SpecError("encoding", encoding, f"known to Python: {error}") from None
 
 
 __all__ = ["LONGEST", "Lines"]

@@ -10,6 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from sandboxlib import quantity
+from sandboxlib.engine import policy
 from sandboxlib.engine.encode import encode_command, failure
 from sandboxlib.engine.request import Stdio, arguments, candidates, default_cwd, variables
 from sandboxlib.engine.waiter import READ
@@ -19,7 +20,6 @@ from sandboxlib.errors import (
     KernelError,
     SandboxError,
     StateError,
-    UnsupportedError,
 )
 from sandboxlib.kernel import launcher, tagged
 from sandboxlib.plan.command import Group, Request, command, environment
@@ -28,9 +28,12 @@ from sandboxlib.result import Outcome, Usage
 if TYPE_CHECKING:
     from sandboxlib.engine.sandbox import Engine
     from sandboxlib.engine.terminal import Size
-    from sandboxlib.host import Host
     from sandboxlib.kernel.cgroup import Leaf
     from sandboxlib.limits import Limits
+
+
+#: Seconds from the end of a command's output to its own, if that is what ends the output.
+_MOMENT = 0.1
 
 
 class _TooLateError(Exception):
@@ -121,7 +124,7 @@ class Process:
             if engine.group is not None:
                 self.leaf = engine.group.leaf(limits.cgroup() if limits is not None else None)
             elif limits is not None:
-                refuse_uncounted(limits, engine.host)
+                policy.refuse_uncounted(limits, engine.host)
             await self._spawn(io, request, deadline)
         except BaseException:
             if self.pid:
@@ -143,7 +146,7 @@ class Process:
         if tty and "TERM" not in dict(spec.env):
             extra = {"TERM": "xterm", **extra}
         environ = environment(spec, host, extra)
-        rlimits = _rlimits(limits)
+        rlimits = policy.rlimits(limits)
         return Request(candidates(argv[0], environ), argv, environ, where, tty, foreign, rlimits)
 
     async def _spawn(self, io: Stdio, request: Request, deadline: float) -> None:
@@ -154,6 +157,9 @@ class Process:
             folder = None if "clone3" in engine.host.hidden else self.leaf.clone_folder
             group = Group(folder, f"/proc/{engine.pid}/ns/cgroup", self.leaf.join_files())
         code = encode_command(engine.spec, engine.host, request, group)
+        if len(code) > launcher.MAX_SIZE:
+            # More than the kernel takes in any case, whatever the limit on the stack is.
+            raise KernelError(errno.E2BIG, f"execve({os.fsdecode(request.argv[0])!r})", "the command")
         ours, theirs = launcher.socketpair()
         try:
             self._began = engine.waiter.now()
@@ -263,6 +269,12 @@ class Process:
             await self.over()
         assert self.returncode is not None
         return self.returncode
+
+    async def exited(self) -> bool:
+        """Has it ended by itself? Who closes its output as it ends is waited for, for a moment."""
+        while self.poll() is None and await self.over(self.engine.waiter.now() + _MOMENT):
+            continue
+        return self.outcome in (None, Outcome.EXITED)
 
     async def over(self, deadline: float = inf) -> bool:
         """
@@ -377,23 +389,3 @@ async def _on_terminal(engine: Engine, size: Size) -> Stdio:
 def _blocks(rusage: Any) -> dict[str, int]:
     """What getrusage(2) tells of block devices, in bytes: its unit is the classic block of 512."""
     return {"io_read": rusage.ru_inblock * 512, "io_written": rusage.ru_oublock * 512}
-
-
-def refuse_uncounted(limits: Limits, host: Host) -> None:
-    """Raises: UnsupportedError: *limits* has one that only a cgroup can keep, and *host* has none."""
-    from sandboxlib.cgroup import require
-
-    if (wanted := limits.cgroup()) is not None:
-        require(wanted, host.cgroups)
-    if limits.cpu_time is not None:
-        raise UnsupportedError("limits.cpu_time", "a cgroup that this program may write", host.cgroups.hint)
-
-
-def _rlimits(limits: Limits | None) -> tuple[tuple[str, tuple[int, int]], ...]:
-    if limits is None:
-        return ()
-    found = []
-    for name, resource in (("file_size", "fsize"), ("open_files", "nofile")):
-        if (value := getattr(limits, name)) is not None:
-            found.append((resource, (value, value)))
-    return tuple(found)

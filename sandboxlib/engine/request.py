@@ -15,6 +15,7 @@ from typing import NamedTuple
 from sandboxlib.errors import SpecError
 from sandboxlib.kernel import launcher
 from sandboxlib.plan.root import WORK
+from sandboxlib.quantity import encodes
 from sandboxlib.spec import SandboxSpec
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
@@ -118,10 +119,11 @@ def variables(env: object) -> dict[str, str | None]:
     if not isinstance(env, Mapping):
         raise SpecError("env", env, "a mapping of names to strings")
     for name, value in env.items():
-        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-            raise SpecError("env", name, "names without '=' and NUL")
-        if value is not None and (not isinstance(value, str) or "\0" in value):
-            raise SpecError("env", value, "strings without NUL, or None to leave the name out")
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name or not encodes(name):
+            raise SpecError("env", name, "names without '=', NUL and lone surrogates")
+        if value is not None and (not isinstance(value, str) or "\0" in value or not encodes(value)):
+            allowed = "strings without NUL and lone surrogates, or None to leave the name out"
+            raise SpecError("env", value, allowed)
     return dict(env)
 
 

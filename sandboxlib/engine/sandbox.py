@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sandboxlib.engine.image import Held
     from sandboxlib.engine.process import Process
     from sandboxlib.engine.storage import Places
+    from sandboxlib.host import Host
     from sandboxlib.spec import SandboxSpec
 
 #: Of a task that is ending: include/linux/sched.h; proc_pid_stat(5), field 9.
@@ -36,6 +37,10 @@ _PF_EXITING = 0x4
 
 #: Seconds that a pid 1 which was killed has to end before it is looked for what keeps it.
 _PATIENCE = 0.1
+
+
+#: Changes what is known of the host before it is used.
+View = Callable[["Host"], "Host"]
 
 
 class Ended(NamedTuple):
@@ -60,8 +65,9 @@ class Engine:
         scratch: The folder with an overlay's upper layer, or -1.
     """
 
-    def __init__(self, spec: SandboxSpec, waiter: Waiter) -> None:
+    def __init__(self, spec: SandboxSpec, waiter: Waiter, view: View | None = None) -> None:
         self.waiter = waiter
+        self._view = view
         self.program: Program = program()
         self.spec, self.host, self.plan = spec, self.program.host, Plan(())
         self.held: Held | None = None
@@ -92,6 +98,8 @@ class Engine:
     def settle(self, spec: SandboxSpec) -> None:
         """Know what is to be started, and how."""
         self.spec, self.host = resolve(spec)
+        if self._view is not None:
+            self.host = self._view(self.host)
         self.plan = plan_start(self.spec, self.host)
 
     async def open(self) -> None:

@@ -13,6 +13,7 @@ from sandboxlib import quantity
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine, communicate
 from sandboxlib.engine.process import Process
 from sandboxlib.engine.request import DEVNULL, PIPE, UNSAID, Unsaid, stdio
+from sandboxlib.engine.text import Kept, decoder
 from sandboxlib.errors import SpecError, StateError, TimeoutExpired, UnsupportedError
 from sandboxlib.limits import Limits
 from sandboxlib.result import Completed, NetworkStats, Stats
@@ -106,7 +107,10 @@ async def run(
         raise SpecError("overflow", overflow, '"truncate" or "kill"')
     if on_line is not None and not callable(on_line):
         raise SpecError("on_line", on_line, "a function of a stream's name and a line")
-    decoding = (encoding or "utf-8", errors or "strict") if text or encoding or errors else None
+    decoding = None
+    if text or encoding is not None or errors is not None:
+        decoding = ("utf-8" if encoding is None else encoding, "strict" if errors is None else errors)
+        decoder(*decoding)
     data = to_bytes(input, decoding)
     if input is not None and stdin is not None:
         raise SpecError("stdin", stdin, "left out where input= is given")
@@ -121,7 +125,7 @@ async def run(
         stdio(feed, stdout, stderr), env=env, cwd=cwd, limits=limits, deadline=deadline
     ):
         assert timeout is not None
-        raise TimeoutExpired(args, timeout, *(from_bytes(b"", decoding) for _ in range(2)))
+        raise TimeoutExpired(args, timeout, *(written(Kept(), decoding) for _ in range(2)))
     captured = await communicate(
         process,
         data,
@@ -132,10 +136,11 @@ async def run(
         on_line=on_line,
         decoding=decoding,
     )
-    out, err = (from_bytes(data, decoding) for data in (captured.stdout, captured.stderr))
+    streams = captured.stdout, captured.stderr
     if captured.expired:
         assert timeout is not None
-        raise TimeoutExpired(args, timeout, out, err)
+        raise TimeoutExpired(args, timeout, *(written(kept, decoding, expired=True) for kept in streams))
+    out, err = (written(kept, decoding) for kept in streams)
     assert process.returncode is not None
     assert process.outcome is not None
     assert process.usage is not None
@@ -146,8 +151,8 @@ async def run(
         err,
         outcome=process.outcome,
         usage=process.usage,
-        stdout_truncated=captured.stdout_truncated,
-        stderr_truncated=captured.stderr_truncated,
+        stdout_truncated=captured.stdout.left_out if captured.stdout else 0,
+        stderr_truncated=captured.stderr.left_out if captured.stderr else 0,
     )
     if check:
         done.check_returncode()
@@ -159,19 +164,29 @@ def to_bytes(value: Any, decoding: tuple[str, str] | None) -> bytes:
     if value is None:
         return b""
     if isinstance(value, str) and decoding is not None:
-        return value.encode(*decoding)
+        try:
+            return value.encode(*decoding)
+        except UnicodeError as error:
+            raise SpecError("input", value, f"a string that can be encoded: {error}") from None
     try:
         return bytes(memoryview(value))
     except TypeError:
         raise SpecError("input", value, "bytes, or a string with text=True") from None
 
 
-def from_bytes(value: bytes | None, decoding: tuple[str, str] | None) -> Any:
+def written(kept: Kept | None, decoding: tuple[str, str] | None, *, expired: bool = False) -> Any:
     """What a command wrote, as text where that was asked for."""
-    if value is None or decoding is None:
-        return value
-    # As subprocess's universal newlines.
-    return value.decode(*decoding).replace("\r\n", "\n").replace("\r", "\n")
+    if kept is None:
+        return None
+    if decoding is None:
+        return kept.data
+    try:
+        return kept.text(*decoding)
+    except UnicodeDecodeError:
+        if not expired:
+            raise
+        # That the time is over is what has to be told: no wrong byte is to stand in its way.
+        return kept.text(decoding[0], "replace")
 
 
 def check_limits(limits: object, *, popen: bool = False) -> None:

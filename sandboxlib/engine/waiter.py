@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 READ, WRITE = select.POLLIN, select.POLLOUT
+#: Milliseconds that poll(2) can wait at most: 24.8 days. Whoever has more patience asks again.
+_LONGEST = (1 << 31) - 1
 
 
 class Waiter(Protocol):
@@ -41,7 +43,9 @@ class BlockingWaiter:
         for fd, events in fds.items():
             poll.register(fd, events)
         while True:
-            timeout = None if deadline == inf else max(0, ceil((deadline - time.monotonic()) * 1000))
+            timeout = None
+            if deadline != inf:
+                timeout = min(max(0, ceil((deadline - time.monotonic()) * 1000)), _LONGEST)
             found = {fd for fd, _ in poll.poll(timeout)}
             if found or (timeout is not None and time.monotonic() >= deadline):
                 return found

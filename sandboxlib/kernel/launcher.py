@@ -20,6 +20,8 @@ DONE, CHILD, READY, FAILED, NOT_FOUND = (
 )
 INTERPRETER = int(lib.SBX_INTERPRETER)
 LIFETIME_OVER = int(lib.SBX_LIFETIME_OVER)
+#: Bytes of the longest program.
+MAX_SIZE = int(lib.SBX_MAX_SIZE)
 #: How much a served program may be long, see ``SBX_SERVE_SIZE``.
 SERVE_SIZE = 65536
 

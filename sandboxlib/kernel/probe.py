@@ -72,7 +72,7 @@ def probe() -> Host:
         subgids=ids.gids,
         subids_fault=ids.fault,
         cgroups=probe_cgroups(),
-        view=(*_system(), *_etc(), *_python()),
+        view=view(),
         search_path=_search_path(),
         run_dir=_run_dir(uid),
         ipv6=os.path.exists("/proc/net/if_inet6"),
@@ -168,6 +168,11 @@ def _entry(path: str) -> Entry | None:
     if os.path.isdir(path):
         return Entry(kind="dir", path=path)
     return Entry(kind="file", path=path) if os.path.isfile(path) else None
+
+
+def view() -> tuple[Entry, ...]:
+    """What `Rootfs.host` shows, as it is there now."""
+    return (*_system(), *_etc(), *_python())
 
 
 def _system() -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 
@@ -59,7 +60,7 @@ def call(
     if nr is None:
         nr = _numbers[name] = number(name)
     flags = (lib.SBX_POSITIVE if positive else 0) | (lib.SBX_ABSOLUTE if absolute else 0)
-    plain: list[int | bytes] = [arg.encode() if isinstance(arg, str) else arg for arg in args]
+    plain: list[int | bytes] = [os.fsencode(arg) if isinstance(arg, str) else arg for arg in args]
     if each:
         flags |= lib.SBX_EACH
         plain += [0] * (5 - len(plain)) + [each]
@@ -71,7 +72,7 @@ def write(
 ) -> bytes:
     """Open, write, close."""
     return _record(
-        lib.SBX_WRITE, (directory, path.encode(), flags, mode, data, len(data)), index, ignore=ignore
+        lib.SBX_WRITE, (directory, os.fsencode(path), flags, mode, data, len(data)), index, ignore=ignore
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno as _errno
+import os
 
 from sandboxlib._native import ffi, lib
 from sandboxlib.errors import KernelError
@@ -55,7 +56,7 @@ def read_file(path: str, directory: int = -100, size: int = 65536) -> bytes:
         KernelError: It cannot be opened or read.
     """
     buffer = ffi.new("char[]", size)
-    n = lib.sbx_read_file(directory, path.encode(), buffer, size)
+    n = lib.sbx_read_file(directory, os.fsencode(path), buffer, size)
     if n < 0:
         raise KernelError(-n, f'read("{path}")')
     return bytes(ffi.buffer(buffer, n))
@@ -69,6 +70,6 @@ def write_file(path: str, data: str, directory: int = -100) -> None:
         KernelError: It cannot be opened, or refuses what is written.
     """
     raw = data.encode()
-    n = lib.sbx_write_file(directory, path.encode(), raw, len(raw))
+    n = lib.sbx_write_file(directory, os.fsencode(path), raw, len(raw))
     if n < 0:
         raise KernelError(-n, f'write("{path}", "{data}")')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from sandboxlib.errors import ImageError
@@ -131,14 +130,9 @@ class Builder:
         # Folders of the sandbox do not depend on what the program lets its own files be.
         self.early.append(Call("umask", (0,), "modes as given"))
         self.build.append(tree.private())
-        kinds: dict[str, Callable[[Rootfs], None]] = {
-            "host": self.host_view,
-            "empty": self.empty,
-            "directory": self.directory,
-            "overlay": self.overlay,
-            "image": self.overlay,
-        }
-        kinds[rootfs.kind](rootfs)
+        kinds = {"host": self.host_view, "empty": self.empty, "directory": self.directory}
+        # An image is an overlay, too.
+        kinds.get(rootfs.kind, self.overlay)(rootfs)
 
     # ---- sources --------------------------------------------------------------------------
 
@@ -183,10 +177,14 @@ class Builder:
                 self._made.add(parent)
                 self.build.append(tree.mkdir(parent, "skeleton", mode if parent == path else 0o755))
 
-    def file(self, path: str, text: str, why: str) -> None:
-        """Make a file in a tree of ours."""
+    def above(self, path: str) -> None:
+        """Make the folders above *path*."""
         for parent in tree.parents(path):
             self.folder(parent)
+
+    def file(self, path: str, text: str | bytes, why: str) -> None:
+        """Make a file in a tree of ours."""
+        self.above(path)
         self.build.append(tree.file(path, text, why) if text else tree.touch(path, why))
 
     def place(self, path: str, fd: int, why: str, *, folder: bool = True, follow: bool = False) -> None:
@@ -225,9 +223,10 @@ class Builder:
         asked = [Entry(kind="file" if path in files else "dir", path=path) for path in rootfs.paths]
         for entry in (*self.host.view, *asked):
             if entry.kind == "link":
-                for parent in tree.parents(entry.path):
-                    self.folder(parent)
+                self.above(entry.path)
                 self.build.append(tree.symlink(entry.target, entry.path, "as on the host"))
+            elif entry.kind == "copy":
+                self.file(entry.path, entry.content, "the host's, which is being replaced by others")
             else:
                 fd = self.source(entry.path, why, MOUNT_ATTR_RDONLY | _SAFE)
                 self.place(entry.path, fd, why, folder=entry.kind == "dir")

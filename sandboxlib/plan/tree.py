@@ -150,7 +150,7 @@ def touch(path: str, why: str) -> Call:
     return Call("mknodat", (ROOT, path.lstrip("/"), 0o100644, 0), why)
 
 
-def file(path: str, content: str, why: str, mode: int = 0o644) -> Write:
+def file(path: str, content: str | bytes, why: str, mode: int = 0o644) -> Write:
     """A file in a tree that we made ourselves."""
     return Write(path.lstrip("/"), content, why, dir=ROOT, flags=O_WRONLY | O_CREAT | O_EXCL, mode=mode)
 

@@ -61,10 +61,8 @@ def probe() -> CGroupHost:
 
     Kernel: /proc/pid/mountinfo in proc_pid_mountinfo(5), /proc/pid/cgroup in cgroups(7).
     """
-    with open("/proc/self/mountinfo") as file:
-        mounts = parse_mounts(file.read())
-    with open("/proc/self/cgroup") as file:
-        own = parse_own(file.read())
+    mounts = parse_mounts(_text("/proc/self/mountinfo"))
+    own = parse_own(_text("/proc/self/cgroup"))
     explicit = os.environ.get(VARIABLE)
     if explicit and explicit != FOUND:
         return _explicit(explicit)
@@ -81,11 +79,12 @@ def probe() -> CGroupHost:
 def parse_mounts(mountinfo: str) -> list[Mount]:
     """Read the cgroup mounts from the text of mountinfo; of a hierarchy mounted twice, the first."""
     found: list[Mount] = []
-    for line in mountinfo.splitlines():
+    # A path in it may have what other alphabets call the end of a line or a space.
+    for line in mountinfo.split("\n"):
         before, _, after = line.partition(" - ")
         kind, _, options = [*after.split(), "", "", ""][:3]
         if kind in ("cgroup", "cgroup2"):
-            fields = before.split()
+            fields = before.split(" ")
             version = 2 if kind == "cgroup2" else 1
             controllers = tuple(name for name in options.split(",") if name in _V1) if version == 1 else ()
             if not any(mount.version == version and mount.controllers == controllers for mount in found):
@@ -96,7 +95,7 @@ def parse_mounts(mountinfo: str) -> list[Mount]:
 def parse_own(text: str) -> dict[str, str]:
     """Read /proc/self/cgroup: controller to path, with ``""`` for v2."""
     found: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         _, names, path = line.split(":", 2)
         found |= dict.fromkeys(names.split(","), path)
     return found
@@ -284,6 +283,12 @@ def _may_load_bpf() -> bool:
     with open("/proc/self/uid_map") as file:
         first = file.read().split() == ["0", "0", "4294967295"]
     return first and effective is not None and bool(int(effective[1], 16) >> 21 & 1)
+
+
+def _text(path: str) -> str:
+    # A name in it may be of any bytes.
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
 
 
 def _words(path: str) -> set[str]:
