@@ -234,31 +234,50 @@ static long execute(struct sbx_record *r, int *report_value)
 
 static long run(char *at, char *end, char *mapping, uint64_t mapped, int serving);
 
+/* What a child is to carry out. */
+struct part { char *at, *end, *mapping; uint64_t mapped; };
+
+/* Enough for what lies below begin_child: no array there is longer than a path. */
+static char child_stack[16384] __attribute__((aligned(16)));
+
+static __attribute__((noreturn)) void begin_child(void *what)
+{
+	const struct part *p = what;
+
+	run(p->at, p->end, p->mapping, p->mapped, 0);
+	quit(1);
+}
+
 /*
- * With CLONE_VM the child runs on this very stack while CLONE_VFORK holds the
- * parent. That is safe because the child never returns from here, and all that
- * it calls lies below this frame (the file is built without a red zone).
+ * A child that shares the memory has a stack of its own, and its parent goes on at once. It does not wait
+ * as vfork's would, for what is inside can stop the child, or hold it in its execve, as long as it likes.
+ * Both may use the memory at once: each writes to its own part of the program only, and to its own stack.
  */
-static __attribute__((noinline)) long clone_and_run(struct sbx_record *r, char *from, char *mapping, uint64_t mapped)
+static long clone_and_run(struct sbx_record *r, char *from, char *mapping, uint64_t mapped)
 {
 	struct clone_args args = { .flags = r->args[0], .exit_signal = SIGCHLD };
+	static struct part part;	/* a child looks at it when the parent may have left this frame */
+	char *top = 0;
 	long rv;
 
+	part = (struct part){ from, from + r->args[2], mapping, mapped };
+	if (args.flags & CLONE_VM) {
+		args.stack = (uint64_t)child_stack;
+		args.stack_size = sizeof child_stack;
+		top = child_stack + sizeof child_stack;
+	}
 	if (args.flags & CLONE_PARENT)
 		args.exit_signal = 0;	/* inherited; clone3 refuses another one */
 	if (args.flags & CLONE_INTO_CGROUP)
 		args.cgroup = r->args[1];
-	rv = sys2(SYS_clone3, (long)&args, sizeof args);
+	rv = clone_apart(SYS_clone3, (long)&args, sizeof args, begin_child, &part);
 	if ((rv == -ENOSYS || rv == -EPERM) && !(args.flags >> 32) && !(args.flags & CLONE_NEWTIME))
 		/*
 		 * Container engines hide clone3 behind ENOSYS, or refuse it, to be able to filter clone's
 		 * flags. Where it is the namespaces that are forbidden, clone says so once more.
 		 */
-		rv = sys5(SYS_clone, (long)(args.flags | (args.flags & CLONE_PARENT ? 0 : SIGCHLD)), 0, 0, 0, 0);
-	if (rv == 0) {
-		run(from, from + r->args[2], mapping, mapped, 0);
-		quit(1);
-	}
+		rv = clone_apart(SYS_clone, (long)(args.flags | (args.flags & CLONE_PARENT ? 0 : SIGCHLD)), (long)top,
+				 begin_child, &part);
 	return rv;
 }
 

@@ -37,6 +37,22 @@ static inline long sys6(long nr, long a, long b, long c, long d, long e, long f)
 			 : "rcx", "r11", "memory");
 	return rv;
 }
+
+/* clone or clone3, whose other arguments are 0: the child, on whichever stack, calls enter(what), which never returns. */
+static inline long clone_apart(long nr, long a, long b, void (*enter)(void *), void *what)
+{
+	register long r10 __asm__("r10") = 0;
+	register long r8 __asm__("r8") = 0;
+	register long r12 __asm__("r12") = (long)enter;
+	register long r13 __asm__("r13") = (long)what;
+	long rv;
+
+	__asm__ volatile("syscall\n\ttest %%rax, %%rax\n\tjnz 1f\n\t"
+			 "xor %%ebp, %%ebp\n\tand $-16, %%rsp\n\tmov %%r13, %%rdi\n\tcall *%%r12\n\tud2\n1:"
+			 : "=a"(rv) : "a"(nr), "D"(a), "S"(b), "d"(0l), "r"(r10), "r"(r8), "r"(r12), "r"(r13)
+			 : "rcx", "r11", "memory");
+	return rv;
+}
 #elif defined(__aarch64__)
 static inline long sys6(long nr, long a, long b, long c, long d, long e, long f)
 {
@@ -49,6 +65,22 @@ static inline long sys6(long nr, long a, long b, long c, long d, long e, long f)
 	register long x5 __asm__("x5") = f;
 
 	__asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+	return x0;
+}
+
+static inline long clone_apart(long nr, long a, long b, void (*enter)(void *), void *what)
+{
+	register long x8 __asm__("x8") = nr;
+	register long x0 __asm__("x0") = a;
+	register long x1 __asm__("x1") = b;
+	register long x2 __asm__("x2") = 0;
+	register long x3 __asm__("x3") = 0;
+	register long x4 __asm__("x4") = 0;
+	register long x19 __asm__("x19") = (long)enter;
+	register long x20 __asm__("x20") = (long)what;
+
+	__asm__ volatile("svc #0\n\tcbnz x0, 1f\n\tmov x29, #0\n\tmov x0, x20\n\tblr x19\n\tbrk #0\n1:"
+			 : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x19), "r"(x20) : "memory");
 	return x0;
 }
 #else

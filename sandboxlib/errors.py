@@ -189,6 +189,10 @@ class KernelPermissionError(KernelError, PermissionError):
     """A `KernelError` with EACCES or EPERM."""
 
 
+class KernelTimeoutError(KernelError, TimeoutError):
+    """A `KernelError` with ETIMEDOUT: nothing came in time, and no ``timeout=`` was given."""
+
+
 _BUILTIN: dict[int, type[KernelError]] = {
     _errno.ENOENT: KernelFileNotFoundError,
     _errno.EEXIST: KernelFileExistsError,
@@ -196,6 +200,7 @@ _BUILTIN: dict[int, type[KernelError]] = {
     _errno.EISDIR: KernelIsADirectoryError,
     _errno.EACCES: KernelPermissionError,
     _errno.EPERM: KernelPermissionError,
+    _errno.ETIMEDOUT: KernelTimeoutError,
 }
 
 

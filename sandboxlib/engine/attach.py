@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from sandboxlib.engine.terminal import Size, resize
 from sandboxlib.engine.waiter import READ, WRITE, Waiter
 from sandboxlib.errors import SpecError, StateError
-from sandboxlib.result import Outcome
 
 if TYPE_CHECKING:
     from sandboxlib.engine.process import Process
@@ -91,9 +90,7 @@ async def start(engine: Engine, args: Any, *, env: Any, cwd: Any, limits: Any, k
     try:
         await _join(process, process.terminal, keys)
     except BaseException:
-        with engine.waiter.shield():
-            process.kill(Outcome.KILLED)
-            await process.ended()
+        await process.gone()
         raise
     return process
 

@@ -214,9 +214,7 @@ async def communicate(
         for fd in waiting.keys() & captures.keys():
             _drain(fd, captures[fd], whole=True)
     except BaseException:
-        with waiter.shield():
-            process.kill(Outcome.KILLED)
-            await process.ended()
+        await process.gone()
         raise
     finally:
         for fd in (stdin, out, err):

@@ -29,12 +29,14 @@ class Program:
         host: What this machine can do.
         ids: Ranges of IDs.
         children: Pids of ours that somebody waits for: each sandbox's pid 1, and commands.
+        late: Those that were killed and have not ended in time, see `sandboxlib.engine.patience`.
     """
 
     def __init__(self) -> None:
         self.host: Host = probe()
         self.ids = IdRanges(self.host.run_dir)
         self.children: set[int] = set()
+        self.late: set[int] = set()
         self._swept = False
         self._seen: dict[tuple[frozenset[str], str], Host] = {(frozenset(), ""): self.host}
         self._faults: dict[str, str] = {}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sandboxlib.engine.encode import encode, failure
 from sandboxlib.engine.idmap import write_maps
+from sandboxlib.engine.patience import answer, reap
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError
 from sandboxlib.host import Host
@@ -99,7 +100,7 @@ async def make(waiter: Waiter, host: Host, recipe: Recipe, values: Mapping[str, 
         write = write if by_tool else -1
         try:
             while len(fds) < expected or not pid:
-                await waiter.ready({ours: READ})
+                await answer(waiter, {ours: READ}, pid or first, ("recvmsg()", "hear the launcher"))
                 report = launcher.receive(ours)
                 if report is None:
                     raise KernelError(32, f"recvmsg({ours})", "the launcher ended without a word")
@@ -117,7 +118,7 @@ async def make(waiter: Waiter, host: Host, recipe: Recipe, values: Mapping[str, 
         finally:
             launcher.close(write)
             write = -1
-            launcher.reap(first)
+            await reap(waiter, first)
             if not pid:
                 # Interrupted: the launcher has ended, so what it had to say of a child is there.
                 for report in launcher.pending(ours):
@@ -139,7 +140,5 @@ async def end(waiter: Waiter, pid: int, pidfd: int) -> None:
         # It may have ended by itself, and wait to be reaped.
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        with waiter.shield():
-            await waiter.ready({pidfd: READ})
-        launcher.reap(pid)
+        await reap(waiter, pid)
         os.close(pidfd)

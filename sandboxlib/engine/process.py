@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from sandboxlib import quantity
 from sandboxlib.engine import policy
-from sandboxlib.engine.encode import encode_command, failure
+from sandboxlib.engine.encode import encode_command
+from sandboxlib.engine.patience import LONGEST, answer, reap
+from sandboxlib.engine.refusal import refusal
 from sandboxlib.engine.request import Stdio, arguments, candidates, default_cwd, variables
 from sandboxlib.engine.waiter import READ
-from sandboxlib.errors import (
-    CommandNotExecutableError,
-    CommandNotFoundError,
-    KernelError,
-    SandboxError,
-    StateError,
-)
+from sandboxlib.errors import KernelError, SandboxError, StateError
 from sandboxlib.kernel import launcher, tagged
-from sandboxlib.plan.command import Group, Request, command, environment
+from sandboxlib.plan.command import Group, Request, environment
 from sandboxlib.result import Outcome, Usage
 
 if TYPE_CHECKING:
@@ -66,6 +62,7 @@ class Process:
         self.leaf: Leaf | None = None
         # Without cgroups: the namespace that its processes are told by, see `sandboxlib.kernel.tagged`.
         self.mark = -1
+        self._executed = False
         self._reason: Outcome | None = None
         # Somebody else took its status.
         self._lost: KernelError | None = None
@@ -128,9 +125,7 @@ class Process:
             await self._spawn(io, request, deadline)
         except BaseException:
             if self.pid:
-                with engine.waiter.shield():
-                    self.kill(Outcome.KILLED)
-                    await self.ended()
+                await self.gone()
             elif self.leaf is not None:
                 # Interrupted before we heard of it, it may run all the same.
                 self.leaf.kill()
@@ -163,40 +158,53 @@ class Process:
         ours, theirs = launcher.socketpair()
         try:
             self._began = engine.waiter.now()
-            child = launcher.spawn(code, io.theirs, theirs, engine.pidfd)
+            first = launcher.spawn(code, io.theirs, theirs, engine.pidfd)
             os.close(theirs)
             theirs = -1
-            failed = None
             try:
-                while not self.pid:
-                    if not await engine.waiter.ready({ours: READ}, deadline):
-                        raise _TooLateError
-                    report = launcher.receive(ours)
-                    if report is None:
-                        break
-                    failed = self._hear(report) or failed
-            except BaseException:
-                if engine.frozen and self.leaf is not None:
-                    # It would not end by itself.
-                    self.leaf.kill()
-                raise
+                failed = await self._started(ours, first, deadline)
             finally:
-                launcher.reap(child)
+                # It waits for nobody, so it has ended, or is about to.
+                await reap(engine.waiter, first)
                 if not self.pid:
-                    # Interrupted: the launcher has ended, so what it had to say of a child is there.
+                    # Interrupted: what it had to say of a child is there.
                     for report in launcher.pending(ours):
                         self._hear(report)
         finally:
             launcher.close(ours, theirs)
         if failed is not None:
             await self._never_ran()
-            await self._raise(failed, request, group)
+            raise await refusal(engine, self.args, failed, request, group)
         if not self.pid:
-            self._end_unknown()
+            await self._end_unknown()
             raise KernelError(errno.EPIPE, f"recvmsg({ours})", "the launcher ended without a word")
         if self.leaf is not None:
             # A limit may have been added meanwhile that needs a hierarchy more.
             self.leaf.joined(group.files)
+
+    async def _started(self, control: int, first: int, deadline: float) -> launcher.Reported | None:
+        """
+        Hear the launcher, *first*, and its child, until the child is the command; or why it is not.
+
+        Both close their end: the launcher when it leaves, the child by its execve.
+        """
+        engine, failed = self.engine, None
+        what = ("execve()", "the command begins")
+        while True:
+            if not await answer(
+                engine.waiter,
+                {control: READ},
+                self.pid or first,
+                what,
+                deadline=deadline,
+                excused=lambda: engine.frozen,
+            ):
+                raise _TooLateError
+            report = launcher.receive(control)
+            if report is None:
+                self._executed = True
+                return failed
+            failed = self._hear(report) or failed
 
     def _hear(self, report: launcher.Reported) -> launcher.Reported | None:
         """Know the child that is told of; returns a report of a failure."""
@@ -209,13 +217,13 @@ class Process:
         self.engine.enter(self)
         return None
 
-    def _end_unknown(self) -> None:
+    async def _end_unknown(self) -> None:
         """The launcher was killed between its clone and its report: what it made is in the leaf."""
         if self.leaf is not None:
             pids = self.leaf.pids()
             self.leaf.kill()
             for pid in pids:
-                launcher.reap(pid)
+                await reap(self.engine.waiter, pid)
 
     async def _never_ran(self) -> None:
         if self.pid:
@@ -223,32 +231,6 @@ class Process:
         elif self.leaf is not None:
             self.leaf.release()
         self.leaf = None
-
-    async def _raise(self, report: launcher.Reported, request: Request, group: Group) -> None:
-        if report.kind == launcher.NOT_FOUND:
-            self._raise_not_found(report, request)
-        steps = command(self.engine.spec, self.engine.host, request, group)
-        error = failure(steps, report.step, report.error)
-        setns = error.call.startswith("setns") and report.error in (errno.ESRCH, errno.EINVAL, errno.EPERM)
-        # A process that is ending gives its namespaces up before it can be waited for.
-        if setns or (report.error == errno.ENOENT and f"/proc/{self.engine.pid}/ns/" in error.call):
-            raise await self.engine.has_ended() from error
-        raise error
-
-    def _raise_not_found(self, report: launcher.Reported, request: Request) -> None:
-        interpreter = bool(report.value & launcher.INTERPRETER)
-        path = os.fsdecode(request.paths[report.value & ~launcher.INTERPRETER])
-        if interpreter:
-            raise CommandNotFoundError(path, self.args, report.error, "its interpreter does not exist inside")
-        if report.error in (errno.ENOENT, errno.ENOTDIR):
-            raise CommandNotFoundError(os.fsdecode(request.argv[0]), self.args, report.error)
-        if report.error in (errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.EPERM, errno.ELOOP):
-            security = self.engine.spec.security
-            labels = (security.apparmor, security.selinux) if security else ()
-            label = " and ".join(filter(None, labels))
-            detail = f"the file, or the change to {label}, is not permitted" if label else ""
-            raise CommandNotExecutableError(path, self.args, report.error, detail)
-        raise KernelError(report.error, f"execve({path!r})", "the command")
 
     # ---- while it runs --------------------------------------------------------------------
 
@@ -263,10 +245,16 @@ class Process:
                     self._finish(status, rusage)
         return self.returncode
 
-    async def ended(self) -> int:
-        """Wait until it has ended, and count what it used."""
+    async def ended(self, deadline: float = inf) -> int:
+        """
+        Wait until it has ended, and count what it used.
+
+        Raises:
+            KernelError: EBUSY: it has not ended at the deadline.
+        """
         while self.poll() is None:
-            await self.over()
+            if not await self.over(deadline) and self.engine.waiter.now() >= deadline:
+                raise KernelError(errno.EBUSY, f"wait4({self.pid})", "a command that was killed is to end")
         assert self.returncode is not None
         return self.returncode
 
@@ -275,6 +263,17 @@ class Process:
         while self.poll() is None and await self.over(self.engine.waiter.now() + _MOMENT):
             continue
         return self.outcome in (None, Outcome.EXITED)
+
+    async def gone(self) -> None:
+        """
+        Kill it, with all its children, and wait for its end; nothing cancels this.
+
+        Raises:
+            KernelError: EBUSY: it is in a call that nothing interrupts.
+        """
+        with self.engine.waiter.shield():
+            self.kill(Outcome.KILLED)
+            await self.ended(self.engine.waiter.now() + LONGEST)
 
     async def over(self, deadline: float = inf) -> bool:
         """
@@ -373,6 +372,9 @@ class Process:
                 return
             if self._reason is None:
                 self._reason = reason
+            if not self._executed and self.pidfd >= 0:
+                # On its way into its group, where nobody would find it yet.
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             if self.leaf is not None:
                 self.leaf.kill()
             elif self.mark >= 0:

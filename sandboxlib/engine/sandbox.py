@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from sandboxlib.engine.current import Program, program, resolve
 from sandboxlib.engine.encode import encode, failure
 from sandboxlib.engine.join import open_namespace
 from sandboxlib.engine.once import Once
+from sandboxlib.engine.patience import LONGEST, answer, reap
 from sandboxlib.engine.planning import asks_for_image, compiled, plan_start
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, StateError
@@ -141,7 +143,7 @@ class Engine:
                 # Without its last end a pid 1 that still waits gives up.
                 launcher.close(write)
                 write = -1
-                launcher.reap(child)
+                await reap(self.waiter, child)
                 self._catch_up(ours, child)
         finally:
             launcher.close(ours, theirs, owner, read, write, *spaces)
@@ -149,8 +151,9 @@ class Engine:
     async def _standing(self, control: int, sync: int, child: int) -> None:
         """Hear the launcher until pid 1 is ready."""
         connections, problem = self.connections, None
+        what = ("recvmsg()", "hear that the sandbox stands")
         while True:
-            await self.waiter.ready({control: READ})
+            await answer(self.waiter, {control: READ}, self.pid or child, what)
             report = launcher.receive(control)
             if report is None:
                 raise KernelError(32, f"recvmsg({control})", "the launcher ended without a word")
@@ -335,11 +338,12 @@ class Engine:
             await once.wait(self.waiter)
         # The kernel keeps a PID namespace's pid 1 until those of its processes whose parent
         # is outside, our commands, are reaped.
+        deadline = self.waiter.now() + LONGEST
         for process in list(self._processes):
             # That it has ended is all that counts here: a status that someone else in this
             # program took was said by the first who asked, or nobody asks for it.
             with contextlib.suppress(KernelError):
-                await process.ended()
+                await process.ended(deadline)
         await self.reap()
         launcher.close(self.pidfd, self.scratch)
         self.pidfd = self.scratch = -1
@@ -366,7 +370,7 @@ class Engine:
         # A moment of patience: its namespaces can no longer be joined before it is quite gone.
         patience = self.waiter.now() + _PATIENCE
         if self.ended is None and not self.closed and await self.waiter.ready({self.pidfd: READ}, patience):
-            self.ended = Ended(launcher.reap(self.pid))
+            self.ended = Ended(await reap(self.waiter, self.pid) or 0)
         return StateError(f"the sandbox has ended: {self.how_ended()}")
 
     async def check_alive(self) -> None:
@@ -385,12 +389,20 @@ class Engine:
             self.check()
 
     async def reap(self) -> None:
-        """Wait for pid 1's end, which has been killed."""
+        """
+        Wait for pid 1's end, which has been killed.
+
+        Raises:
+            KernelError: EBUSY: something in it is in a call that nothing interrupts.
+        """
         if self.pidfd < 0 or self.ended is not None:
             return
+        deadline = self.waiter.now() + LONGEST
         while not await self.waiter.ready({self.pidfd: READ}, self.waiter.now() + _PATIENCE):
             # A command that was interrupted while it started, before we heard of it, is our child
             # all the same, and pid 1 cannot go before it is reaped.
             launcher.reap_strays(f"/proc/{self.pid}/ns/pid", self.program.children)
-        self.ended = Ended(launcher.reap(self.pid))
+            if self.waiter.now() >= deadline:
+                raise KernelError(errno.EBUSY, f"waitpid({self.pid})", "pid 1, which was killed, is to end")
+        self.ended = Ended(await reap(self.waiter, self.pid) or 0)
         self.program.children.discard(self.pid)

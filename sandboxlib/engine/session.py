@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import signal
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from sandboxlib.engine.encode import encode, failure
+from sandboxlib.engine.patience import answer, reap
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, StateError
 from sandboxlib.kernel import launcher
@@ -69,10 +68,7 @@ class Helper:
         # At the end of its socket it leaves, unless it is still in a call of an unfinished request:
         # what is inside can make an open or a connect last for ever.
         os.close(self._control)
-        if kind is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-        launcher.reap(self._pid)
+        await reap(self._waiter, self._pid, kill=kind is not None)
 
     async def ask(self, *steps: Step, deadline: float = inf) -> Answer:
         """
@@ -83,13 +79,14 @@ class Helper:
             StateError: The sandbox has ended.
         """
         fds: list[int] = []
+        what = (str(steps[-1]), steps[-1].why) if steps else ("recvmsg()", "ask a helper")
         try:
             self._send(encode(steps))
             while True:
                 waiting = {fd: READ for fd in (self._control, self._place) if fd >= 0}
-                ready = await self._waiter.ready(waiting, deadline)
+                ready = await answer(self._waiter, waiting, self._pid, what, deadline=deadline)
                 if not ready:
-                    raise KernelError(errno.ETIMEDOUT, str(steps[-1]), steps[-1].why)
+                    raise KernelError(errno.ETIMEDOUT, *what)
                 report = self._receive() if self._control in ready else None
                 if report is None:
                     raise await self._gone()

@@ -121,14 +121,14 @@ def close(*fds: int) -> None:
             os.close(fd)
 
 
-def reap(pid: int) -> int:
-    """Wait for a child of ours that is ending; its exit status, or the negative number of a signal."""
+def reaped(pid: int) -> int | None:
+    """The exit status of a child of ours, or the negative number of a signal; None as long as it runs."""
     try:
-        _, status = os.waitpid(pid, 0)
+        found, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         # The program ignores SIGCHLD: the kernel has reaped it already.
         return 0
-    return os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(status) if found else None
 
 
 def reap_strays(namespace: str, known: set[int]) -> None:

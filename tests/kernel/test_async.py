@@ -155,12 +155,18 @@ async def test_a_timeout_kills_the_whole_tree_and_keeps_the_output(sb: AsyncSand
     assert await empty(sb)
 
 
+def children() -> list[str]:
+    """The state of each child of this program."""
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [Path(f"/proc/{pid}/stat").read_text() for pid in pids]
+
+
 async def test_a_cancelled_run_has_killed_its_tree_before_the_scope_is_left(sb: AsyncSandbox) -> None:
     with trio.move_on_after(0.5) as scope:
         await sb.run(["sh", "-c", "trap '' TERM INT; setsid sleep 1000 & sleep 1000"])
     assert scope.cancelled_caught
     # Killed and reaped by then; a child of its own is the kernel's to reap.
-    assert not Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[1:]
+    assert not children()[1:]
     assert await empty(sb)
 
 
@@ -228,7 +234,7 @@ async def test_cancelled_at_every_step_of_start_run_and_close_nothing_is_left() 
 
     # That nothing is left the fixture sees, which looks at all that sandboxes make.
     assert await _steps(job) > 10
-    assert not Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    assert not children()
 
 
 async def test_a_start_that_is_cancelled_before_it_begins_makes_nothing() -> None:

@@ -128,7 +128,8 @@ def test_it_refuses_a_malformed_program_and_says_so(code: bytes) -> None:
         assert report is not None
         assert (report.kind, report.error) == (launcher.FAILED, 22)
         assert launcher.receive(ours) is None
-        assert launcher.reap(pid) == 2
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert launcher.reaped(pid) == 2
     finally:
         os.close(ours)
 

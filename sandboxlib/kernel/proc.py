@@ -1,0 +1,26 @@
+"""What /proc tells of one process, read in a way that what runs inside cannot make slow or large."""
+
+from __future__ import annotations
+
+from sandboxlib.errors import KernelError
+from sandboxlib.kernel.syscall import read_file
+
+#: States in which a process does nothing until something else happens: stopped, traced, asleep for a signal,
+#: and the time in which it is a zombie. Not D, which waits for a disk, nor R.
+IDLE = frozenset("TtSZ")
+
+
+def state(pid: int) -> str:
+    """
+    The letter of a process's state; empty if it has gone.
+
+    Kernel: proc_pid_stat(5), field 3.
+    """
+    try:
+        # The name may hold spaces and brackets: count from the last bracket.
+        return read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0].decode()
+    except (KernelError, IndexError):
+        return ""
+
+
+__all__ = ["IDLE", "state"]
