@@ -8,21 +8,18 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.engine.begin import gather
 from sandboxlib.engine.current import Program, program, resolve
-from sandboxlib.engine.encode import encode, failure
+from sandboxlib.engine.encode import failure
 from sandboxlib.engine.join import open_namespace
 from sandboxlib.engine.once import Once
 from sandboxlib.engine.patience import LONGEST, answer, reap
 from sandboxlib.engine.planning import asks_for_image, compiled, plan_start
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, StateError
-from sandboxlib.kernel import cgroup, launcher
-from sandboxlib.kernel.syscall import read_file
-from sandboxlib.plan.command import serve
+from sandboxlib.kernel import cgroup, launcher, proc
 from sandboxlib.plan.start import maps_by_tool, namespaces, to_join
 from sandboxlib.plan.steps import Plan
 
@@ -33,9 +30,6 @@ if TYPE_CHECKING:
     from sandboxlib.engine.storage import Places
     from sandboxlib.host import Host
     from sandboxlib.spec import SandboxSpec
-
-#: Of a task that is ending: include/linux/sched.h; proc_pid_stat(5), field 9.
-_PF_EXITING = 0x4
 
 #: Seconds that a pid 1 which was killed has to end before it is looked for what keeps it.
 _PATIENCE = 0.1
@@ -234,20 +228,12 @@ class Engine:
             return False
         # The kernel lets pid 1 end only when its commands are reaped, so its status is not to be
         # had yet: but nothing else ends it at this time, unasked.
-        stat = read_file(f"/proc/{self.pid}/stat").rpartition(b")")[2].split()
-        return bool(int(stat[6]) & _PF_EXITING)
+        return proc.is_exiting(self.pid)
 
     def namespace_path(self, kind: str) -> str:
         """The file of one of its namespaces, below /proc."""
         self.check()
         return f"/proc/{self.pid}/ns/{ {'mount': 'mnt', 'network': 'net'}.get(kind, kind) }"
-
-    @cached_property
-    def serve_code(self) -> bytes:
-        """The program of a `Session`'s helper."""
-        from sandboxlib.engine.session import START
-
-        return encode(serve(self.spec, self.host), index=START)
 
     @contextlib.contextmanager
     def starting(self, process: Process) -> Iterator[None]:

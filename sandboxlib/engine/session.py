@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import lru_cache
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -19,6 +20,8 @@ from sandboxlib.plan.steps import Step
 
 if TYPE_CHECKING:
     from sandboxlib.engine.sandbox import Engine
+    from sandboxlib.host import Host
+    from sandboxlib.spec import SandboxSpec
 
 #: The steps of a helper's own start are numbered from here on.
 START = 1 << 20
@@ -126,6 +129,12 @@ class Helper:
         return error
 
 
+@lru_cache(64)
+def _served(spec: SandboxSpec, host: Host) -> bytes:
+    """The program of a `Session`'s helper."""
+    return encode(serve(spec, host), index=START)
+
+
 class Session(Helper):
     """
     A helper with root's rights inside and the sandbox's view of the file tree, but no process of it.
@@ -139,7 +148,8 @@ class Session(Helper):
     def __init__(self, engine: Engine, *fds: int) -> None:
         self._engine = engine
         steps = serve(engine.spec, engine.host)
-        super().__init__(engine.waiter, steps, engine.pidfd, *fds, code=engine.serve_code)
+        code = _served(engine.spec, engine.host)
+        super().__init__(engine.waiter, steps, engine.pidfd, *fds, code=code)
         self._place = engine.pidfd
 
     async def __aenter__(self) -> Self:

@@ -10,6 +10,16 @@ from sandboxlib.kernel.syscall import read_file
 IDLE = frozenset("TtSZ")
 
 
+#: Of a task that is ending: include/linux/sched.h.
+_PF_EXITING = 0x4
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What stands in a process's ``stat`` from its third field on."""
+    # The name may hold spaces and brackets: count from the last bracket.
+    return read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
 def state(pid: int) -> str:
     """
     The letter of a process's state; empty if it has gone.
@@ -17,10 +27,18 @@ def state(pid: int) -> str:
     Kernel: proc_pid_stat(5), field 3.
     """
     try:
-        # The name may hold spaces and brackets: count from the last bracket.
-        return read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0].decode()
+        return _fields(pid)[0].decode()
     except (KernelError, IndexError):
         return ""
 
 
-__all__ = ["IDLE", "state"]
+def is_exiting(pid: int) -> bool:
+    """
+    Is a process ending? Raises: KernelError: It has gone.
+
+    Kernel: proc_pid_stat(5), field 9.
+    """
+    return bool(int(_fields(pid)[6]) & _PF_EXITING)
+
+
+__all__ = ["IDLE", "is_exiting", "state"]
