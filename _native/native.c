@@ -1,6 +1,10 @@
 /*
  * The calls that Python lacks. Each returns a value >= 0 or -errno, prints
  * nothing and keeps no state.
+ *
+ * An exception of a signal handler's may come between a call from Python and the storing of its result.
+ * So what a call makes (a descriptor, a child) the call itself enters into memory that has an owner
+ * already, and sbx_close or sbx_launch_end is that owner's last act.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -24,14 +28,30 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "launcher_image.h"
 #include "newer.h"
+
+/* One start of the launcher, and the one child that it makes, which is the program's own. */
+struct sbx_launch {
+	int program;	/* who has started it: a forked child has no say over its parent's children */
+	int control;	/* our end of its socket */
+	int pidfd;	/* of the child */
+	int launcher;	/* its pid */
+	int reaped;	/* the launcher was waited for */
+	int child;	/* the child's pid, or 0 */
+	int ended;	/* the child was waited for; -1: by somebody else, who has its status */
+	int status;	/* how it ended, as wait(2) tells it, and what it used */
+	double user, system;
+	long read, written;
+};
 
 static long sbx_syscall(long nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f)
 {
@@ -39,6 +59,53 @@ static long sbx_syscall(long nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
 
 	return rv < 0 ? -errno : rv;
 }
+
+/* ---- descriptors -------------------------------------------------------- */
+
+static void sbx_close(int *fd)
+{
+	int last = *fd;
+
+	*fd = -1;
+	if (last >= 0)
+		close(last);
+}
+
+/* The same as sbx_syscall, for a call that makes a descriptor. */
+static long sbx_syscall_fd(int *fd, long nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f)
+{
+	long rv = syscall(nr, a, b, c, d, e, f);
+
+	if (rv < 0)
+		return -errno;
+	sbx_close(fd);
+	*fd = (int)rv;
+	return rv;
+}
+
+static int sbx_openat(int *fd, int dir, const char *path, int flags, int mode)
+{
+	int rv = openat(dir, path, flags | O_CLOEXEC, mode);
+
+	if (rv < 0)
+		return -errno;
+	sbx_close(fd);
+	*fd = rv;
+	return rv;
+}
+
+static int sbx_pipe(int *read_end, int *write_end)
+{
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return -errno;
+	*read_end = ends[0];
+	*write_end = ends[1];
+	return 0;
+}
+
+/* ---- the launcher ------------------------------------------------------- */
 
 /* A sealed memfd with *size* bytes: nobody who gets hold of it can change it (CVE-2019-5736). */
 static int sealed_memfd(const char *name, const void *data, size_t size, unsigned extra)
@@ -67,9 +134,15 @@ fail:
 	return -saved;
 }
 
-static int sbx_launcher_open(void)
+static int sbx_launcher_open(int *fd)
 {
-	return sealed_memfd("sandboxlib-launcher", sbx_launcher_image, sizeof sbx_launcher_image, MFD_EXEC);
+	int rv = sealed_memfd("sandboxlib-launcher", sbx_launcher_image, sizeof sbx_launcher_image, MFD_EXEC);
+
+	if (rv >= 0) {
+		sbx_close(fd);
+		*fd = rv;
+	}
+	return rv;
 }
 
 /*
@@ -118,7 +191,7 @@ static int place_and_exec(int launcher, const int *fds, int count)
  * fds[SBX_PROGRAM] is filled in here. Returns its pid. vfork: the cost does not
  * depend on how much memory the program holds.
  */
-static int sbx_spawn(int launcher, const void *program, size_t size, int *fds, int count)
+static int spawn(int launcher, const void *program, size_t size, int *fds, int count)
 {
 	volatile int failed = 0;
 	sigset_t all, before;
@@ -154,9 +227,10 @@ static int sbx_spawn(int launcher, const void *program, size_t size, int *fds, i
 
 /*
  * Receive one report, at most one descriptor, and the sender's pid as the kernel tells it.
+ * Whoever reports and is not the launcher is the child, also when the launcher had no time to tell of it.
  * Returns 1, 0 at the end, or -errno.
  */
-static int sbx_receive(int control, struct sbx_report *report, int *passed, int *sender)
+static int sbx_hear(struct sbx_launch *launch, struct sbx_report *report, int *passed, int *sender)
 {
 	union {
 		struct cmsghdr header;
@@ -171,15 +245,15 @@ static int sbx_receive(int control, struct sbx_report *report, int *passed, int 
 	struct cmsghdr *c;
 	ssize_t n;
 
-	*passed = -1;
 	*sender = 0;
-	n = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
+	n = recvmsg(launch->control, &message, MSG_CMSG_CLOEXEC);
 	if (n < 0)
 		return -errno;
 	for (c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
 		if (c->cmsg_level != SOL_SOCKET)
 			continue;
 		if (c->cmsg_type == SCM_RIGHTS) {
+			sbx_close(passed);
 			memcpy(passed, CMSG_DATA(c), sizeof *passed);
 		} else if (c->cmsg_type == SCM_CREDENTIALS) {
 			memcpy(&who, CMSG_DATA(c), sizeof who);
@@ -188,11 +262,17 @@ static int sbx_receive(int control, struct sbx_report *report, int *passed, int 
 	}
 	if (n == 0)
 		return 0;
-	return n == sizeof *report ? 1 : -EBADMSG;
+	if (n != sizeof *report)
+		return -EBADMSG;
+	if (report->kind == SBX_CHILD)
+		launch->child = report->value;
+	else if (!launch->child && *sender > 0 && *sender != launch->launcher)
+		launch->child = *sender;
+	return 1;
 }
 
 /* A pair of sockets; on the first each message comes with its sender's pid, in our own numbers. */
-static int sbx_socketpair(int *fds)
+static int pair(int *fds)
 {
 	int on = 1, saved;
 
@@ -204,6 +284,91 @@ static int sbx_socketpair(int *fds)
 	close(fds[0]);
 	close(fds[1]);
 	return -saved;
+}
+
+/*
+ * Start the launcher; its end of the socket takes the place of each SBX_SOCKET in *fds*. What is running
+ * from then on is in *l*, which is new.
+ */
+static int sbx_launch(struct sbx_launch *launch, int launcher, const void *program, size_t size, int *fds, int count)
+{
+	int ends[2], rv = pair(ends);
+
+	if (rv < 0)
+		return rv;
+	for (int i = 0; i < count; i++)
+		if (fds[i] == SBX_SOCKET)
+			fds[i] = ends[1];
+	launch->program = getpid();
+	launch->control = ends[0];
+	rv = spawn(launcher, program, size, fds, count);
+	close(ends[1]);
+	if (rv < 0) {
+		sbx_close(&launch->control);
+		return rv;
+	}
+	launch->launcher = rv;
+	return 0;
+}
+
+/* Has the launcher ended? Returns 1, 0 as long as it runs, or -errno; does not wait, as none of these does. */
+static int sbx_reap(struct sbx_launch *launch)
+{
+	int rv = 1;
+
+	if (launch->launcher && !launch->reaped) {
+		rv = waitpid(launch->launcher, NULL, WNOHANG);
+		/* ECHILD: the program ignores SIGCHLD, and the kernel has reaped it. */
+		if (rv < 0 && errno != ECHILD)
+			return -errno;
+		launch->reaped = rv != 0;
+	}
+	return rv != 0;
+}
+
+/* The same for the child; its status and what it used stay in *launch*. -ECHILD: somebody else has them. */
+static int sbx_wait(struct sbx_launch *launch)
+{
+	struct rusage used;
+	int status, rv;
+
+	if (launch->ended || !launch->child)
+		return launch->ended < 0 ? -ECHILD : 1;
+	rv = wait4(launch->child, &status, WNOHANG, &used);
+	if (rv < 0) {
+		if (errno == ECHILD)
+			launch->ended = -1;
+		return -errno;
+	}
+	if (rv == 0)
+		return 0;
+	launch->status = status;
+	launch->user = (double)used.ru_utime.tv_sec + (double)used.ru_utime.tv_usec / 1e6;
+	launch->system = (double)used.ru_stime.tv_sec + (double)used.ru_stime.tv_usec / 1e6;
+	launch->read = used.ru_inblock;
+	launch->written = used.ru_oublock;
+	launch->ended = 1;
+	return 1;
+}
+
+/* What nobody has any more ends. A child that does not end at once is left to whoever reaps strays. */
+static void sbx_launch_end(struct sbx_launch *launch)
+{
+	struct timespec pause = { 0, 1000000 };
+	int mine = launch->program == getpid();
+
+	if (mine && launch->launcher && !launch->reaped) {
+		kill(launch->launcher, SIGKILL);
+		for (int i = 0; i < 1000 && sbx_reap(launch) == 0; i++)
+			nanosleep(&pause, NULL);
+	}
+	if (mine && launch->child && !launch->ended) {
+		kill(launch->child, SIGKILL);
+		for (int i = 0; i < 100 && sbx_wait(launch) == 0; i++)
+			nanosleep(&pause, NULL);
+	}
+	sbx_close(&launch->control);
+	sbx_close(&launch->pidfd);
 }
 
 static long sbx_send(int fd, const void *data, size_t size)

@@ -70,6 +70,7 @@ struct sbx_report {
 #define SBX_CONTROL	3	/* the control socket */
 #define SBX_PROGRAM	4	/* the memfd with the records */
 #define SBX_FIRST	5	/* the first further descriptor */
+#define SBX_SOCKET	(-2)	/* where the program gives descriptors: the launcher's end of the control socket */
 #define SBX_MAX_SIZE	(16u << 20)	/* of a program: room for the kernel's own limit on argv and envp */
 
 #endif

@@ -59,11 +59,17 @@ class Sandbox(FromImage):
         """Start it. Raises: StateError: It is open already. See `SandboxSpec` for the others."""
         if self._engine is not None and not self._engine.closed:
             raise StateError("the sandbox is open already")
-        self._engine = complete(start(self.spec, BLOCKING))
+        # What an earlier one has left behind, whose end was interrupted.
+        self.close()
+
+        def tell(engine: Engine) -> None:
+            self._engine = engine
+
+        complete(start(self.spec, BLOCKING, tell))
         return self
 
     def close(self) -> None:
-        """Kill every process in it and remove all that it made. Idempotent."""
+        """Kill all that is in it and remove all that it made; closing again carries on with what is left."""
         if self._engine is not None:
             complete(self._engine.close())
 
@@ -180,6 +186,7 @@ class Sandbox(FromImage):
         started = verbs.popen(
             self._live(),
             args,
+            lambda process: Process(process, text),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -191,7 +198,7 @@ class Sandbox(FromImage):
             columns=columns,
             text=text,
         )
-        return Process(complete(started), text)
+        return complete(started)
 
     def attach(
         self,

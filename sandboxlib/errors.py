@@ -189,18 +189,48 @@ class KernelPermissionError(KernelError, PermissionError):
     """A `KernelError` with EACCES or EPERM."""
 
 
+class KernelBlockingIOError(KernelError, BlockingIOError):
+    """A `KernelError` with EAGAIN."""
+
+
+class KernelBrokenPipeError(KernelError, BrokenPipeError):
+    """A `KernelError` with EPIPE."""
+
+
+class KernelChildProcessError(KernelError, ChildProcessError):
+    """A `KernelError` with ECHILD."""
+
+
+class KernelConnectionRefusedError(KernelError, ConnectionRefusedError):
+    """A `KernelError` with ECONNREFUSED."""
+
+
+class KernelConnectionResetError(KernelError, ConnectionResetError):
+    """A `KernelError` with ECONNRESET."""
+
+
+class KernelProcessLookupError(KernelError, ProcessLookupError):
+    """A `KernelError` with ESRCH."""
+
+
 class KernelTimeoutError(KernelError, TimeoutError):
     """A `KernelError` with ETIMEDOUT: nothing came in time, and no ``timeout=`` was given."""
 
 
 _BUILTIN: dict[int, type[KernelError]] = {
+    _errno.EAGAIN: KernelBlockingIOError,
+    _errno.EPIPE: KernelBrokenPipeError,
+    _errno.ECHILD: KernelChildProcessError,
+    _errno.ECONNREFUSED: KernelConnectionRefusedError,
+    _errno.ECONNRESET: KernelConnectionResetError,
+    _errno.ESRCH: KernelProcessLookupError,
+    _errno.ETIMEDOUT: KernelTimeoutError,
     _errno.ENOENT: KernelFileNotFoundError,
     _errno.EEXIST: KernelFileExistsError,
     _errno.ENOTDIR: KernelNotADirectoryError,
     _errno.EISDIR: KernelIsADirectoryError,
     _errno.EACCES: KernelPermissionError,
     _errno.EPERM: KernelPermissionError,
-    _errno.ETIMEDOUT: KernelTimeoutError,
 }
 
 

@@ -155,16 +155,16 @@ class Process:
 
 def _stream(process: EngineProcess, name: str, mode: str, text: bool) -> Any:
     fd = getattr(process, name)
-    if fd < 0:
+    if not fd:
         return None
-    setattr(process, name, -1)
     if mode == "wb":
-        stream: io.BufferedWriter | io.BufferedReader = io.BufferedWriter(io.FileIO(fd, mode))
+        file = io.FileIO(f"<{name}>", mode, opener=fd.opener)
+        stream: io.BufferedWriter | io.BufferedReader = io.BufferedWriter(file)
     else:
         from sandboxlib.engine.terminal import Stream as Pipe
 
         # As large as a pipe: one read takes what one full pipe holds.
-        stream = io.BufferedReader(Pipe(fd, mode), 1 << 16)
+        stream = io.BufferedReader(Pipe(fd, f"<{name}>"), 1 << 16)
     if not text:
         return stream
     if mode == "wb":
@@ -175,12 +175,11 @@ def _stream(process: EngineProcess, name: str, mode: str, text: bool) -> Any:
 
 
 def _terminal(process: EngineProcess) -> Terminal | None:
-    if process.terminal < 0:
+    if not process.terminal:
         return None
     from sandboxlib.engine.terminal import Terminal
 
-    fd, process.terminal = process.terminal, -1
-    return Terminal(fd)
+    return Terminal(process.terminal)
 
 
 def sources(output: Any) -> Any:

@@ -46,6 +46,9 @@ class TrioWaiter:
         An epoll of its own is what the loop waits for: so several tasks may wait for one
         descriptor (trio allows one), and one task for many, without a task for each.
         """
+        if not fds:
+            await trio.sleep_until(deadline)
+            return set()
         poll = select.poll()
         for fd, events in fds.items():
             poll.register(fd, events)
@@ -119,6 +122,9 @@ class AsyncSandbox:
         if self._engine is not None and not self._engine.closed:
             raise StateError("the sandbox is open already")
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._engine is not None:
+            # What its end, which was interrupted, has left behind.
+            await self._engine.close()
 
         def tell(engine: Engine) -> None:
             self._engine = engine
@@ -215,9 +221,10 @@ class AsyncSandbox:
 
         Its streams are trio's, which are bytes always: with *text*, `AsyncProcess.lines` decodes UTF-8.
         """
-        started = await verbs.popen(
+        return await verbs.popen(
             self._live(),
             args,
+            lambda process: AsyncProcess(process, text),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -229,7 +236,6 @@ class AsyncSandbox:
             columns=columns,
             text=text,
         )
-        return AsyncProcess(started, text)
 
     async def attach(
         self,

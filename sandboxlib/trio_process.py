@@ -13,7 +13,7 @@ import trio
 
 from sandboxlib import quantity
 from sandboxlib.engine.lines import Lines
-from sandboxlib.engine.pipes import CHUNK
+from sandboxlib.engine.pipes import CHUNK, Fd, dup
 from sandboxlib.engine.process import Process as EngineProcess
 from sandboxlib.engine.terminal import Size, Stream, Terminal, resize
 from sandboxlib.errors import SpecError, StateError, TimeoutExpired
@@ -114,14 +114,12 @@ class AsyncProcess:
         self.stdout = _output(process, "stdout")
         self.stderr = _output(process, "stderr")
         self.tty: trio.StapledStream[trio.lowlevel.FdStream, Output] | None = None
-        if process.stdin >= 0:
-            self.stdin = trio.lowlevel.FdStream(process.stdin)
-            process.stdin = -1
-        if process.terminal >= 0:
-            self._terminal = Terminal(process.terminal)
-            process.terminal = -1
+        if process.stdin:
+            self.stdin = _input(process.stdin)
+        if process.terminal:
             # One descriptor for each direction, since each is closed for itself.
-            typed = trio.lowlevel.FdStream(os.dup(self._terminal.fileno()))
+            typed = _input(dup(process.terminal.fileno()))
+            self._terminal = Terminal(process.terminal)
             self.tty = trio.StapledStream(typed, Output(self._terminal))
 
     @property
@@ -228,11 +226,15 @@ class AsyncProcess:
 
 
 def _output(process: EngineProcess, name: str) -> Output | None:
-    fd = getattr(process, name)
-    if fd < 0:
-        return None
-    setattr(process, name, -1)
-    return Output(Stream(fd, "rb"))
+    fd: Fd = getattr(process, name)
+    return Output(Stream(fd, f"<{name}>")) if fd else None
+
+
+def _input(fd: Fd) -> trio.lowlevel.FdStream:
+    # In this order: whoever is interrupted has not lost it.
+    stream = trio.lowlevel.FdStream(fd.fileno())
+    fd.take()
+    return stream
 
 
 def pipe(process: AsyncProcess, stream: object) -> Output:

@@ -18,6 +18,7 @@ from sandboxlib.engine.making import OWNER, Recipe, end, make
 from sandboxlib.engine.waiter import BLOCKING, Waiter, complete
 from sandboxlib.errors import SpecError, StateError, UnsupportedError
 from sandboxlib.host import Host
+from sandboxlib.kernel.descriptor import Fd, openat
 from sandboxlib.plan import tree
 from sandboxlib.plan.flags import (
     AF_INET,
@@ -38,6 +39,7 @@ from sandboxlib.plan.start import needs_ids
 from sandboxlib.plan.steps import Call, Init, Report, Step, Write
 
 if TYPE_CHECKING:
+    from sandboxlib.kernel.launcher import Launch
     from sandboxlib.namespace import Namespace
     from sandboxlib.network import Network
 
@@ -93,19 +95,18 @@ class OpenNamespace:
         inode: Its number.
     """
 
-    def __init__(self, kind: str, fd: int, pid: int = 0, pidfd: int = -1, ids: int | None = None) -> None:
+    def __init__(self, kind: str, fd: Fd, launch: Launch | None = None, ids: int | None = None) -> None:
         self.kind = kind
-        self.inode = os.fstat(fd).st_ino
+        self.inode = os.fstat(fd.fileno()).st_ino
         self._fd = fd
-        self._pid = pid
-        self._pidfd = pidfd
+        self._launch = launch
         self._ids = ids
 
     def fileno(self) -> int:
         """Its descriptor, for setns(2) and the like. Raises: StateError: It is closed."""
-        if self._fd < 0:
+        if not self._fd:
             raise StateError("the namespace is closed")
-        return self._fd
+        return self._fd.fileno()
 
     @property
     def path(self) -> str:
@@ -114,12 +115,12 @@ class OpenNamespace:
 
     async def aclose(self, waiter: Waiter) -> None:
         """Let go of it. Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            await end(waiter, self._pid, self._pidfd)
-            if self._ids is not None:
-                program().ids.release(self._ids)
+        self._fd.close()
+        if self._launch is not None:
+            await end(waiter, self._launch)
+        if self._ids is not None:
+            program().ids.release(self._ids)
+            self._ids = None
 
     def close(self) -> None:
         """Let go of it; what has joined it keeps it alive, but for a PID namespace. Idempotent."""
@@ -134,7 +135,7 @@ class OpenNamespace:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<OpenNamespace {self.kind} {'closed' if self._fd < 0 else self.inode}>"
+        return f"<OpenNamespace {self.kind} {self.inode if self._fd else 'closed'}>"
 
 
 async def make_namespace(waiter: Waiter, value: Namespace) -> OpenNamespace:
@@ -166,24 +167,25 @@ async def make_namespace(waiter: Waiter, value: Namespace) -> OpenNamespace:
         raise
     if kind == "pid":
         # Without its pid 1 nobody could be born in it any more.
-        return OpenNamespace(kind, made.fds[0], made.pid, made.pidfd)
-    await end(waiter, made.pid, made.pidfd)
+        return OpenNamespace(kind, made.fds[0], made.launch)
+    await end(waiter, made.launch)
     return OpenNamespace(kind, made.fds[0], ids=ids)
 
 
-def _existing(value: Namespace) -> int:
+def _existing(value: Namespace) -> Fd:
     import fcntl
 
     flag, file = NAMESPACES[value.kind]
     if value.mode == "host":
-        return os.open(f"/proc/self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC)
+        return openat(f"/proc/self/ns/{file}", os.O_RDONLY)
     fd = open_joined(value)
     try:
         found = fcntl.ioctl(fd, _NS_GET_NSTYPE)
-    except OSError:
+    except OSError as error:
+        if error.errno is None:
+            raise
         found = 0
     if found != flag:
-        os.close(fd)
         raise SpecError("path", value.path, f"the file of a {value.kind} namespace")
     return fd
 

@@ -85,12 +85,13 @@ async def start(engine: Engine, args: Any, *, env: Any, cwd: Any, limits: Any, k
     if "TERM" in os.environ:
         extra = {"TERM": os.environ["TERM"], **extra}
     process = await verbs.popen(
-        engine, args, env=extra, cwd=cwd, limits=limits, tty=True, rows=size.rows, columns=size.columns
-    )
+        engine, args, lambda process: process,
+        env=extra, cwd=cwd, limits=limits, tty=True, rows=size.rows, columns=size.columns,
+    )  # fmt: skip
     try:
-        await _join(process, process.terminal, keys)
+        await _join(process, process.terminal.fileno(), keys)
     except BaseException:
-        await process.gone()
+        await process.abandon()
         raise
     return process
 

@@ -154,73 +154,59 @@ async def communicate(
     Write *data* to its stdin, read both outputs, and wait for its end.
 
     Only the command itself is waited for: what it leaves running may hold the
-    pipes for as long as it likes. At the deadline, or when the caller is
-    cancelled, its whole tree is killed.
+    pipes for as long as it likes. At the deadline its whole tree is killed.
     """
     engine = process.engine
     waiter = engine.waiter
     captures: dict[int, Capture] = {
-        fd: Capture(max_output) if on_line is None else _Teller(max_output, name, on_line, decoding)
+        fd.fileno(): Capture(max_output) if on_line is None else _Teller(max_output, name, on_line, decoding)
         for name, fd in (("stdout", process.stdout), ("stderr", process.stderr))
-        if fd >= 0
+        if fd
     }
     view = memoryview(data)
     expired = False
-    for fd in (*captures, process.stdin):
-        if fd >= 0:
-            os.set_blocking(fd, False)
-    stdin, process.stdin = process.stdin, -1
-    out, err = process.stdout, process.stderr
-    process.stdout = process.stderr = -1
+    stdin, out, err = (fd.fileno() for fd in (process.stdin, process.stdout, process.stderr))
     clock = _Clock(process, limits, waiter.now(), os.cpu_count() or 1)
     waiting = dict.fromkeys(captures, READ)
-    if stdin >= 0:
-        if view:
-            waiting[stdin] = WRITE
-        else:
-            os.close(stdin)
-            stdin = -1
     cap = limits.output if limits is not None else None
-    try:
-        while True:
-            waiting[process.pidfd] = READ
-            ready = await waiter.ready(waiting, min(deadline, clock.next))
-            for fd in ready & captures.keys():
-                if not _drain(fd, captures[fd]):
-                    del waiting[fd]
-            if cap is not None and sum(capture.total for capture in captures.values()) > cap:
-                process.kill(Outcome.OUTPUT_LIMIT)
-                cap = None
-            if kill_past and any(capture.over for capture in captures.values()):
-                process.kill(Outcome.OUTPUT_LIMIT)
-                kill_past = False
-            if stdin in ready:
-                view = _feed(stdin, view)
-                if not view:
-                    del waiting[stdin]
-                    os.close(stdin)
-                    stdin = -1
-            if process.pidfd in ready:
-                break
-            now = waiter.now()
-            if now >= deadline:
-                expired = True
-                process.kill(Outcome.KILLED)
-                deadline = inf
-            elif now >= clock.next and (reason := clock.check(now)) is not None:
-                process.kill(reason)
-                clock.next = inf
-        await process.ended()
-        for fd in waiting.keys() & captures.keys():
-            _drain(fd, captures[fd], whole=True)
-    except BaseException:
-        await process.gone()
-        raise
-    finally:
-        for fd in (stdin, out, err):
-            if fd >= 0:
-                os.close(fd)
-        process.release()
+    for fd in (*captures, *([stdin] if stdin >= 0 else [])):
+        os.set_blocking(fd, False)
+    if view and stdin >= 0:
+        waiting[stdin] = WRITE
+    else:
+        process.stdin.close()
+    while True:
+        waiting[process.pidfd] = READ
+        ready = await waiter.ready(waiting, min(deadline, clock.next))
+        for fd in ready & captures.keys():
+            if not _drain(fd, captures[fd]):
+                del waiting[fd]
+        if cap is not None and sum(capture.total for capture in captures.values()) > cap:
+            process.kill(Outcome.OUTPUT_LIMIT)
+            cap = None
+        if kill_past and any(capture.over for capture in captures.values()):
+            process.kill(Outcome.OUTPUT_LIMIT)
+            kill_past = False
+        if stdin in ready:
+            view = _feed(stdin, view)
+            if not view:
+                del waiting[stdin]
+                process.stdin.close()
+                stdin = -1
+        if process.pidfd in ready:
+            break
+        now = waiter.now()
+        if now >= deadline:
+            expired = True
+            process.kill(Outcome.KILLED)
+            deadline = inf
+        elif now >= clock.next and (reason := clock.check(now)) is not None:
+            process.kill(reason)
+            clock.next = inf
+    await process.ended()
+    for fd in waiting.keys() & captures.keys():
+        _drain(fd, captures[fd], whole=True)
+    process.release()
     killed = process.outcome is not Outcome.EXITED
     stdout, stderr = (captures[fd].result(killed=killed) if fd >= 0 else None for fd in (out, err))
     return Captured(stdout, stderr, expired)

@@ -14,6 +14,7 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.engine.copied import since
@@ -22,8 +23,9 @@ from sandboxlib.engine.outside import GIVEN, outside
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.storage import lowers
 from sandboxlib.engine.walk import FOLDER, TOP, Requests, at, opening
-from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.errors import UnsupportedError
 from sandboxlib.image.lowers import WHY, Layers, is_whiteout, opaque
+from sandboxlib.kernel.descriptor import Fd, openat
 from sandboxlib.plan import root, tree
 from sandboxlib.plan.flags import AT_FDCWD, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY
 from sandboxlib.plan.overlay import driver_of
@@ -65,15 +67,13 @@ async def changes(engine: Engine) -> list[Change]:
     for mount in spec.mounts:
         made |= _and_above(mount.destination)
     below: Pair = _as_is if engine.host.privileged else owners.pair
-    upper = _open_upper(engine.scratch)
-    try:
+    scratch = engine.scratch.fileno()
+    with _open_upper(engine.scratch) as upper:
         async with Session(engine, upper) as session:
             view = _Upper(Requests(session), Session.GIVEN, engine.host.privileged, owners.pair, below, made)
             if driver_of(rootfs, engine.host) == "copy":
-                view.copied = since(engine.scratch)
-            return await view.against(lowers(rootfs, engine.scratch), based=rootfs.kind == "image")
-    finally:
-        os.close(upper)
+                view.copied = since(scratch)
+            return await view.against(lowers(rootfs, scratch), based=rootfs.kind == "image")
 
 
 async def of_tree(waiter: Waiter, opened: OpenRootfs) -> list[Change]:
@@ -87,15 +87,13 @@ async def of_tree(waiter: Waiter, opened: OpenRootfs) -> list[Change]:
             return await _against_plan(asked, GIVEN, plan.build, _inside_root(host.uid, host.gid))
     if rootfs.kind == "directory":
         return []
-    upper = _open_upper(opened.scratch)
-    try:
+    scratch = opened.scratch.fileno()
+    with _open_upper(opened.scratch) as upper:
         async with outside(waiter, host, upper) as asked:
             view = _Upper(asked, GIVEN, host.privileged, _as_is, _as_is, set())
             if driver_of(rootfs, host) == "copy":
-                view.copied = since(opened.scratch)
-            return await view.against(lowers(rootfs, opened.scratch), based=rootfs.kind == "image")
-    finally:
-        os.close(upper)
+                view.copied = since(scratch)
+            return await view.against(lowers(rootfs, scratch), based=rootfs.kind == "image")
 
 
 def _written_apart(rootfs: Rootfs) -> None:
@@ -124,11 +122,8 @@ def _and_above(path: str) -> set[bytes]:
     return {os.fsencode(each.strip("/")) for each in (*tree.parents(path), path)}
 
 
-def _open_upper(scratch: int) -> int:
-    try:
-        return os.open("upper", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)
-    except OSError as error:
-        raise KernelError(error.errno or 0, f'openat({scratch}, "upper")', WHY) from None
+def _open_upper(scratch: Fd) -> Fd:
+    return openat("upper", os.O_PATH | os.O_DIRECTORY, at=scratch.fileno(), why=WHY)
 
 
 # ---- a root that we made ------------------------------------------------------------------
@@ -165,8 +160,7 @@ async def _against_plan(asked: Requests, top: int, steps: tuple[Step, ...], owne
     folders = [b""]
     device = -1
     for path in folders:
-        fd = await asked.descriptor(opening(top, path, O_RDONLY | O_DIRECTORY, WHY, out=FOLDER))
-        try:
+        with await asked.descriptor(opening(top, path, O_RDONLY | O_DIRECTORY, WHY, out=FOLDER)) as fd:
             if not path:
                 device = os.fstat(fd).st_dev
             for name, entry in await _entries(asked, fd):
@@ -182,8 +176,6 @@ async def _against_plan(asked: Requests, top: int, steps: tuple[Step, ...], owne
                     found.append((below, "modified"))
                 if modes.S_ISDIR(entry.st_mode):
                     folders.append(below)
-        finally:
-            os.close(fd)
     gone = skeleton.keys() - seen
     # What lies on a mount that we made has no place in the root's own tree.
     found += [(path, "deleted") for path in gone if path.rpartition(b"/")[0] in {b"", *folders}]
@@ -200,13 +192,10 @@ async def _differs(
     if entry.st_size != len(planned.content):
         return True
     flags = O_PATH if modes.S_ISLNK(entry.st_mode) else O_RDONLY
-    file = await asked.descriptor(opening(FOLDER, name, flags | O_NOFOLLOW, WHY))
-    try:
+    with await asked.descriptor(opening(FOLDER, name, flags | O_NOFOLLOW, WHY)) as file:
         if modes.S_ISLNK(entry.st_mode):
             return os.readlink(b"", dir_fd=file) != planned.content
         return os.read(file, len(planned.content) + 1) != planned.content
-    finally:
-        os.close(file)
 
 
 async def _entries(asked: Requests, fd: int) -> list[tuple[bytes, os.stat_result]]:
@@ -258,30 +247,19 @@ class _Upper:
 
     async def against(self, lower: tuple[str, ...], *, based: bool) -> list[Change]:
         """Compare it with the folders *lower*, the topmost first; *based*: that one is the sandbox's own."""
-        fds: list[int] = []
-        try:
-            for path in lower:
-                try:
-                    fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-                except OSError as error:
-                    raise KernelError(error.errno or 0, f'open("{path}")', WHY) from None
+        with ExitStack() as stack:
+            fds = [stack.enter_context(openat(path, os.O_RDONLY | os.O_DIRECTORY, why=WHY)) for path in lower]
             # A user's own has the numbers that all his files have.
             self._base = fds[0] if based and self._privileged else -1
             await self._folder(b"", tuple(fds))
-        finally:
-            for fd in fds:
-                os.close(fd)
         return _sorted(self._found)
 
     async def _folder(self, first: bytes, lowers: tuple[int, ...]) -> None:
         # Each with the numbers of the layers in which it is a folder that shows through.
         folders: list[tuple[bytes, tuple[int, ...]]] = [(first, lowers)]
         for path, tops in folders:
-            fd = await self._asked.descriptor(
-                opening(self.top, path, O_RDONLY | O_DIRECTORY, WHY, out=FOLDER)
-            )
-            layers = Layers(self._mark, self._base)
-            try:
+            call = opening(self.top, path, O_RDONLY | O_DIRECTORY, WHY, out=FOLDER)
+            with await self._asked.descriptor(call) as fd, closing(Layers(self._mark, self._base)) as layers:
                 layers.open(tops, path)
                 names = set()
                 for name, entry in await _entries(self._asked, fd):
@@ -294,9 +272,6 @@ class _Upper:
                 if tops and await self._opaque(fd):
                     hidden = [name for name in layers.names() if name not in names]
                     self._found += [(path + b"/" + name if path else name, "deleted") for name in hidden]
-            finally:
-                layers.close()
-                os.close(fd)
 
     def _judge(self, path: bytes, entry: os.stat_result, under: os.stat_result | None) -> None:
         if is_whiteout(entry):

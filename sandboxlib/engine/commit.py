@@ -17,10 +17,12 @@ from sandboxlib.engine.files import Owners
 from sandboxlib.engine.image import own_store, owner_of
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.walk import FILE, Requests
-from sandboxlib.errors import KernelError, SpecError, UnsupportedError
+from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.image import making
 from sandboxlib.image.facts import Facts, facts
 from sandboxlib.image.pack import pack_changes, pack_tree
+from sandboxlib.kernel.descriptor import Fd, openat
+from sandboxlib.kernel.syscall import failed
 from sandboxlib.plan import tree
 from sandboxlib.plan.overlay import driver_of
 from sandboxlib.reference import Reference
@@ -75,8 +77,7 @@ async def commit(
     base = store.config(store.manifest(held.image)).config
     settings = making.config_of(config, base)
     async with _still(engine):
-        upper = _upper(engine)
-        try:
+        with _upper(engine) as upper:
             work = partial(
                 _commit,
                 engine,
@@ -89,8 +90,6 @@ async def commit(
                 when=when,
             )
             return await engine.waiter.work(work)
-        finally:
-            os.close(upper)
 
 
 def _commit(
@@ -128,11 +127,8 @@ def _shift(engine: Engine) -> Shift:
     return Owners(engine.pid).pair if engine.host.privileged else None
 
 
-def _upper(engine: Engine) -> int:
-    try:
-        return os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=engine.scratch)
-    except OSError as error:
-        raise KernelError(error.errno or 0, f'openat({engine.scratch}, "upper")', _WHY) from None
+def _upper(engine: Engine) -> Fd:
+    return openat("upper", os.O_RDONLY | os.O_DIRECTORY, at=engine.scratch.fileno(), why=_WHY)
 
 
 @asynccontextmanager
@@ -170,17 +166,14 @@ async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes]) -> 
         raise SpecError("target", target, "a path, or a file that is open for writing")
     async with Session(engine) as session:
         call = tree.open_tree("/", FILE, "the tree alone, without its mounts", recursive=False)
-        top = await Requests(session).descriptor(call)
-    try:
+        opened = await Requests(session).descriptor(call)
+    with opened as top:
         async with _still(engine):
             await engine.waiter.work(partial(_export, top, target, owner, _shift(engine)))
-    finally:
-        os.close(top)
 
 
 def _export(top: int, target: Any, owner: Any, shift: Shift) -> None:
-    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
-    try:
+    with openat(".", os.O_RDONLY | os.O_DIRECTORY, at=top) as folder:
         if hasattr(target, "write"):
             pack_tree(folder, target.write, owner, shift=shift)
             return
@@ -193,11 +186,9 @@ def _export(top: int, target: Any, owner: Any, shift: Shift) -> None:
         except BaseException as error:
             if os.path.exists(partial_path):
                 os.unlink(partial_path)
-            if isinstance(error, OSError) and not isinstance(error, KernelError):
-                raise KernelError(error.errno or 0, f'open("{path}")', "the tar file") from None
+            if isinstance(error, OSError):
+                raise failed(error, f'open("{path}")', "the tar file") from None
             raise
-    finally:
-        os.close(folder)
 
 
 __all__ = ["commit", "export"]

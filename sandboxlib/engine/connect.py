@@ -20,6 +20,7 @@ from sandboxlib import quantity
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError, SpecError, TimeoutExpired
+from sandboxlib.kernel.descriptor import Fd, socket_of
 from sandboxlib.plan.flags import (
     AT_FDCWD,
     O_CLOEXEC,
@@ -153,14 +154,12 @@ async def connect(engine: Engine, address: Address, seconds: float | None = None
         if error.errno == errno.ECONNREFUSED:
             raise RefusedError(error.errno, error.call, error.step) from None
         raise
-    from socket import socket
-
-    return socket(fileno=fd)
+    return socket_of(fd)
 
 
 async def _connected(
     engine: Engine, session: Session, targets: tuple[_Target, ...], deadline: float, *, patient: bool
-) -> int:
+) -> Fd:
     while True:
         errors = []
         for target in targets:

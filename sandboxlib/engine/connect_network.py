@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sandboxlib.engine.connections import Connections
 from sandboxlib.errors import SandboxError
+from sandboxlib.kernel.descriptor import Fd, socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,8 +38,8 @@ class Connected(Protocol):
     def addresses(self) -> dict[str, tuple[str, ...]]:
         """By network."""
 
-    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
-        """Pid 1 is there, and *fd*, which is owned, came along. Returns what went wrong, or None."""
+    async def connect(self, waiter: Waiter, pid: int, fd: Fd) -> SandboxError | None:
+        """Pid 1 is there, and *fd*, a netlink socket of its, came along. Returns what went wrong, or None."""
 
     async def release(self, waiter: Waiter) -> None:
         """Let go of all. Idempotent."""
@@ -67,11 +68,9 @@ class Bridged:
         await waiter.work(self._connections.prepare)
         self.values = self._connections.values
 
-    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
+    async def connect(self, waiter: Waiter, pid: int, fd: Fd) -> SandboxError | None:
         """Make its interfaces."""
-        import socket
-
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0, fileno=fd) as inside:
+        with socket_of(fd) as inside:
             try:
                 await waiter.work(lambda: self._connections.connect(pid, inside))
             except SandboxError as problem:

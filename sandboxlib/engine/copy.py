@@ -15,7 +15,7 @@ import os
 import stat as modes
 import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sandboxlib.engine.files import (
@@ -33,7 +33,8 @@ from sandboxlib.engine.files import (
 )
 from sandboxlib.engine.walk import FILE, FOLDER, PARENT, TOP, Requests, at, opening, shown
 from sandboxlib.errors import KernelError, SpecError, ViolationError
-from sandboxlib.kernel.syscall import syscall
+from sandboxlib.kernel.descriptor import Fd, openat
+from sandboxlib.kernel.syscall import failed, syscall
 from sandboxlib.plan.flags import (
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
 _HOW = struct.Struct("=3Q")
 _TIMES = struct.Struct("=4q")
 _BELOW = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 _CREATE = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW
 
 
@@ -80,22 +81,34 @@ def _kernel(call: str, path: bytes) -> Iterator[None]:
         raise
     except OSError as error:
         name = os.fsdecode(path)
-        found = KernelError(error.errno or 0, f'{call}("{name}")', "a file of the host")
+        found = failed(error, f'{call}("{name}")', "a file of the host")
         found.filename = name
         raise found from None
 
 
-def _below(top: int, path: bytes, flags: int) -> int:
+@contextmanager
+def _without(name: bytes, folder: int) -> Iterator[None]:
+    """Whatever comes within, *name* in *folder* is gone."""
+    try:
+        yield
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+        raise
+
+
+def _below(top: int, path: bytes, flags: int) -> Fd:
     """Open *path* below *top*, on the host, with no link on the way. Kernel: openat2(2)."""
-    how = _HOW.pack(flags | os.O_CLOEXEC, 0, _BELOW)
+    how, fd = _HOW.pack(flags | os.O_CLOEXEC, 0, _BELOW), Fd()
     call = f"openat2({top}, {shown(path)})"
     try:
-        return syscall("openat2", top, (path or b".") + b"\0", how, _HOW.size, call=call)
+        syscall("openat2", top, (path or b".") + b"\0", how, _HOW.size, call=call, into=fd)
     except KernelError as error:
         if error.errno in (errno.ELOOP, errno.EXDEV):
             message = "a symbolic link took the place of a folder while it was copied"
             raise ViolationError(message, os.fsdecode(path)) from error
         raise
+    return fd
 
 
 @asynccontextmanager
@@ -143,8 +156,8 @@ async def copy_in(engine: Engine, source: Path, target: Path) -> None:
     outside, inside = _host("source", source), locate(engine.spec, target, "target")
     with _kernel("open", outside):
         _refuse(os.stat(outside).st_mode, outside)
-        fd = os.open(outside, _READ)
-    try:
+        opened = openat(outside, _READ)
+    with opened as fd:
         found = os.fstat(fd)
         _refuse(found.st_mode, outside)
         async with about(inside), requests(engine) as asked:
@@ -156,8 +169,6 @@ async def copy_in(engine: Engine, source: Path, target: Path) -> None:
                 await _Into(engine, asked, fd, outside, why).folder(name, found)
             else:
                 await _Into(engine, asked, fd, outside, why).file(fd, found, PARENT, name, outside)
-    finally:
-        os.close(fd)
 
 
 def _times(found: os.stat_result) -> bytes:
@@ -177,7 +188,7 @@ class _Into:
     async def file(self, fd: int, found: os.stat_result, parent: int, name: bytes, path: bytes) -> None:
         """Copy the open file *fd* to *name* in the folder *parent* of the helper's."""
         why, bits = self._why, found.st_mode & 0o777
-        made = await self._asked.descriptor(
+        opened = await self._asked.descriptor(
             # What was there goes: nothing is written through a link or into a file of two names.
             at("unlinkat", parent, name, 0, why=why, ignore=(errno.ENOENT,)),
             Call(
@@ -188,10 +199,8 @@ class _Into:
                 text=f"{parent}, {shown(name)}, {_CREATE}",
             ),
         )
-        try:
+        with opened as made:
             await worked(self._engine, found.st_size, lambda: _pump(fd, made, path))
-        finally:
-            os.close(made)
         self._asked.later(Call("utimensat", (FILE, 0, _times(found), 0), why))
 
     async def folder(self, name: bytes, found: os.stat_result) -> None:
@@ -213,8 +222,7 @@ class _Into:
     async def _fill(self, path: bytes) -> list[tuple[bytes, os.stat_result]]:
         asked, why = self._asked, self._why
         folders = []
-        here = _below(self._top, path, _FOLDER)
-        try:
+        with _below(self._top, path, _FOLDER) as here:
             await asked.ask(opening(TOP, path, O_PATH | O_DIRECTORY, why, out=FOLDER))
             for name in sorted(map(os.fsencode, os.listdir(here))):
                 full = b"/".join(part for part in (self._source, path, name) if part)
@@ -235,17 +243,13 @@ class _Into:
                     )
                 else:
                     await self._one(here, name, full)
-        finally:
-            os.close(here)
         return folders
 
     async def _one(self, here: int, name: bytes, full: bytes) -> None:
         with _kernel("open", full):
-            fd = os.open(name, _READ | os.O_NOFOLLOW, dir_fd=here)
-        try:
+            opened = openat(name, _READ | os.O_NOFOLLOW, at=here)
+        with opened as fd:
             await self.file(fd, regular(fd, full), FOLDER, name, full)
-        finally:
-            os.close(fd)
 
 
 # ---- out of the sandbox -------------------------------------------------------------------
@@ -260,24 +264,19 @@ async def copy_out(engine: Engine, source: Path, target: Path) -> None:
     above = above or (b"/" if outside.startswith(b"/") else b".")
     why = f"copy from {shown(inside)}"
     async with about(inside), requests(engine) as asked:
-        fd = await asked.descriptor(opening(AT_FDCWD, inside, O_PATH, why, out=TOP, links=True))
-        try:
+        with await asked.descriptor(opening(AT_FDCWD, inside, O_PATH, why, out=TOP, links=True)) as fd:
             found = os.fstat(fd)
-        finally:
-            os.close(fd)
         _refuse(found.st_mode, inside)
         with _kernel("mkdir", above):
             os.makedirs(above, exist_ok=True)
-            parent = os.open(above, _FOLDER)
-        try:
+            opened = openat(above, _FOLDER)
+        with opened as parent:
             out = _OutOf(engine, asked, inside, why)
             if modes.S_ISDIR(found.st_mode):
                 await out.folder(parent, name, found)
             else:
                 call = opening(AT_FDCWD, inside, O_RDONLY | ODD, why, links=True)
                 await out.file(await asked.descriptor(call), parent, name, inside)
-        finally:
-            os.close(parent)
 
 
 class _OutOf:
@@ -289,53 +288,39 @@ class _OutOf:
         self._source = source
         self._why = why
 
-    async def file(self, fd: int, parent: int, name: bytes, path: bytes) -> None:
-        """Copy the file *fd*, which is taken over, to *name* in the host's folder *parent*."""
+    async def file(self, opened: Fd, parent: int, name: bytes, path: bytes) -> None:
+        """Copy the file *opened*, which is taken over, to *name* in the host's folder *parent*."""
         # A name of its own first: what is there stays until the copy is whole, and is then
         # replaced, link or not, in one go.
         fresh = b".%s.%s" % (os.urandom(6).hex().encode(), name[:200])
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with opened as fd, _without(fresh, parent):
             found = regular(fd, path)
-            with _kernel("open", name):
-                made = os.open(fresh, flags, found.st_mode & 0o777, dir_fd=parent)
-            try:
-                try:
-                    await worked(self._engine, found.st_size, lambda: _pump(fd, made, path))
+            with openat(fresh, flags, found.st_mode & 0o777, at=parent, why="a file of the host") as made:
+                await worked(self._engine, found.st_size, lambda: _pump(fd, made, path))
+                with _kernel("utimensat", name):
                     os.utime(made, ns=(found.st_atime_ns, found.st_mtime_ns))
-                finally:
-                    os.close(made)
-                with _kernel("rename", name):
-                    os.rename(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
-            except BaseException:
-                os.unlink(fresh, dir_fd=parent)
-                raise
-        finally:
-            os.close(fd)
+            with _kernel("rename", name):
+                os.rename(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
 
     async def folder(self, parent: int, name: bytes, found: os.stat_result) -> None:
         """Copy the folder to *name* in the host's folder *parent*, into what is there already."""
         self._mkdir(parent, name, found)
         try:
             with _kernel("open", name):
-                top = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+                opened = openat(name, _FOLDER | os.O_NOFOLLOW, at=parent)
         except KernelError as error:
             if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                 raise
             raise ViolationError("not a folder; a link is not followed", os.fsdecode(name)) from error
-        try:
+        with opened as top:
             folders = [(b"", found)]
             for path, _ in folders:
                 async with _steady(path):
                     folders += await self._fill(top, path)
             for path, entry in reversed(folders):
-                here = _below(top, path, _FOLDER)
-                try:
+                with _below(top, path, _FOLDER) as here, _kernel("utimensat", path):
                     os.utime(here, ns=(entry.st_atime_ns, entry.st_mtime_ns))
-                finally:
-                    os.close(here)
-        finally:
-            os.close(top)
 
     @staticmethod
     def _mkdir(parent: int, name: bytes, found: os.stat_result) -> None:
@@ -349,41 +334,33 @@ class _OutOf:
     async def _fill(self, top: int, path: bytes) -> list[tuple[bytes, os.stat_result]]:
         asked, why = self._asked, self._why
         folders = []
-        here = _below(top, path, _FOLDER)
-        try:
+        with _below(top, path, _FOLDER) as here:
             for name in await asked.names(TOP, path, why):
                 full = b"/".join(part for part in (self._source, path, name) if part)
-                fd = await asked.descriptor(opening(FOLDER, name, O_PATH | O_NOFOLLOW, why))
-                try:
+                with await asked.descriptor(opening(FOLDER, name, O_PATH | O_NOFOLLOW, why)) as fd:
                     found = os.fstat(fd)
                     _refuse(found.st_mode, full)
                     if modes.S_ISLNK(found.st_mode):
-                        self._link(here, name, os.readlink(b"", dir_fd=fd), found)
+                        with _kernel("readlink", full):
+                            link = os.readlink(b"", dir_fd=fd)
+                        self._link(here, name, link, found)
                         continue
-                finally:
-                    os.close(fd)
                 if modes.S_ISDIR(found.st_mode):
                     self._mkdir(here, name, found)
                     folders.append((path + b"/" + name if path else name, found))
                 else:
                     call = opening(FOLDER, name, O_RDONLY | O_NOFOLLOW | ODD, why)
                     await self.file(await asked.descriptor(call), here, name, full)
-        finally:
-            os.close(here)
         return folders
 
     @staticmethod
     def _link(here: int, name: bytes, link: bytes, found: os.stat_result) -> None:
         fresh = b".%s.link" % os.urandom(6).hex().encode()
-        with _kernel("symlink", name):
+        with _without(fresh, here), _kernel("symlink", name):
             os.symlink(link, fresh, dir_fd=here)
-            try:
-                times = (found.st_atime_ns, found.st_mtime_ns)
-                os.utime(fresh, ns=times, dir_fd=here, follow_symlinks=False)
-                os.rename(fresh, name, src_dir_fd=here, dst_dir_fd=here)
-            except BaseException:
-                os.unlink(fresh, dir_fd=here)
-                raise
+            times = (found.st_atime_ns, found.st_mtime_ns)
+            os.utime(fresh, ns=times, dir_fd=here, follow_symlinks=False)
+            os.rename(fresh, name, src_dir_fd=here, dst_dir_fd=here)
 
 
 __all__ = ["copy_in", "copy_out"]

@@ -19,6 +19,7 @@ from sandboxlib.spec import SandboxSpec
 
 if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.kernel.launcher import Launch
 
 
 class Program:
@@ -36,7 +37,7 @@ class Program:
         self.host: Host = probe()
         self.ids = IdRanges(self.host.run_dir)
         self.children: set[int] = set()
-        self.late: set[int] = set()
+        self.late: set[Launch] = set()
         self._swept = False
         self._seen: dict[tuple[frozenset[str], str], Host] = {(frozenset(), ""): self.host}
         self._faults: dict[str, str] = {}

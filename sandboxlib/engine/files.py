@@ -208,13 +208,10 @@ async def read(engine: Engine, path: Path) -> bytes:
     where = locate(engine.spec, path)
     async with about(where), requests(engine) as asked:
         call = opening(AT_FDCWD, where, O_RDONLY | ODD, "read a file inside", links=True)
-        fd = await asked.descriptor(call)
-        try:
+        with await asked.descriptor(call) as fd:
             found = regular(fd, where)
             # What the kernel makes up has a size of 0, and is small.
             return await worked(engine, found.st_size, lambda: _read_all(fd, where))
-        finally:
-            os.close(fd)
 
 
 async def write(
@@ -237,16 +234,14 @@ async def write(
         flags = O_WRONLY | O_CREAT | O_TRUNC | ODD
         why = "write a file inside"
         try:
-            fd = await asked.descriptor(opening(AT_FDCWD, where, flags, why, mode=bits, links=True))
+            opened = await asked.descriptor(opening(AT_FDCWD, where, flags, why, mode=bits, links=True))
         except KernelError as error:
             if error.errno != errno.ENXIO:
                 raise
             raise ViolationError("not a regular file", os.fsdecode(where)) from error
-        try:
+        with opened as fd:
             regular(fd, where, writing=True)
             await worked(engine, len(content), lambda: write_all(fd, content, where))
-        finally:
-            os.close(fd)
 
 
 async def names(engine: Engine, path: Path) -> list[str]:
@@ -254,11 +249,8 @@ async def names(engine: Engine, path: Path) -> list[str]:
     where = locate(engine.spec, path)
     async with about(where), requests(engine) as asked:
         call = opening(AT_FDCWD, where, O_RDONLY | O_DIRECTORY, "list a folder inside", links=True)
-        fd = await asked.descriptor(call)
-        try:
+        with await asked.descriptor(call) as fd:
             return sorted(os.listdir(fd))
-        finally:
-            os.close(fd)
 
 
 async def stat(engine: Engine, path: Path, *, follow: bool = True) -> os.stat_result:
@@ -266,11 +258,9 @@ async def stat(engine: Engine, path: Path, *, follow: bool = True) -> os.stat_re
     where = locate(engine.spec, path)
     async with about(where), requests(engine) as asked:
         flags = O_PATH | (NOTHING if follow else O_NOFOLLOW)
-        fd = await asked.descriptor(opening(AT_FDCWD, where, flags, "look at a file inside", links=True))
-        try:
+        call = opening(AT_FDCWD, where, flags, "look at a file inside", links=True)
+        with await asked.descriptor(call) as fd:
             return Owners(engine.pid).inside(os.fstat(fd))
-        finally:
-            os.close(fd)
 
 
 async def exists(engine: Engine, path: Path) -> bool:

@@ -12,6 +12,7 @@ from sandboxlib.engine.ledger import Member, locked
 from sandboxlib.errors import StateError
 from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX
+from sandboxlib.kernel.descriptor import openat
 from sandboxlib.plan import network as planned
 from sandboxlib.spec import SandboxSpec
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
     from sandboxlib.network import Network
-
-
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
 
 class OpenBridge(OpenNetwork):
@@ -38,7 +36,7 @@ class OpenBridge(OpenNetwork):
 
     def __init__(self, network: Network, host: Host) -> None:
         # A bridge lies in this program's own.
-        super().__init__(network, OpenNamespace("network", os.open("/proc/thread-self/ns/net", _FLAGS)))
+        super().__init__(network, OpenNamespace("network", openat("/proc/thread-self/ns/net", os.O_RDONLY)))
         self._host = host
         self._token = PREFIX + fresh_name().removeprefix(PREFIX)
         self._open = False

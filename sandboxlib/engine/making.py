@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from sandboxlib.engine.encode import encode, failure
 from sandboxlib.engine.idmap import write_maps
-from sandboxlib.engine.patience import answer, reap
+from sandboxlib.engine.patience import answer, killed, left
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError
 from sandboxlib.host import Host
 from sandboxlib.kernel import launcher
+from sandboxlib.kernel.descriptor import Fd, pidfd_open, pipe
 from sandboxlib.namespace import Namespace
 from sandboxlib.plan.flags import CLONE_NEWUSER, Named
 from sandboxlib.plan.start import id_map, maps_by_tool
@@ -30,14 +29,12 @@ class Made(NamedTuple):
     What a launcher made.
 
     Attributes:
-        fds: What it handed out, in order; owned.
-        pid: Of its child, which has to be reaped.
-        pidfd: The same, as a descriptor; owned.
+        fds: What it handed out, in order.
+        launch: With its child, to be ended by `end`.
     """
 
-    fds: tuple[int, ...]
-    pid: int
-    pidfd: int
+    fds: tuple[Fd, ...]
+    launch: launcher.Launch
 
 
 class Recipe(NamedTuple):
@@ -87,58 +84,47 @@ async def make(waiter: Waiter, host: Host, recipe: Recipe, values: Mapping[str, 
     by_tool = recipe.own and maps_by_tool(host, modes)
     steps = tuple(_steps(recipe, host, by_tool))
     expected = sum(isinstance(step, Report) and step.fd >= 0 for step in flatten(steps))
-    fds: list[int] = []
-    pid, pidfd = 0, -1
-    ours, theirs = launcher.socketpair()
-    owner = read = write = -1
+    fds: list[Fd] = []
+    launch, what = launcher.Launch(), ("recvmsg()", "hear the launcher")
+    read, write = pipe()
     try:
-        owner = os.pidfd_open(os.getpid())
-        read, write = os.pipe2(os.O_CLOEXEC)
-        first = launcher.spawn(encode(steps, values), (theirs,) * 3, theirs, owner, read, write)
-        launcher.close(theirs, read, *(() if by_tool else (write,)))
-        theirs = read = -1
-        write = write if by_tool else -1
-        try:
-            while len(fds) < expected or not pid:
-                await answer(waiter, {ours: READ}, pid or first, ("recvmsg()", "hear the launcher"))
-                report = launcher.receive(ours)
-                if report is None:
-                    raise KernelError(32, f"recvmsg({ours})", "the launcher ended without a word")
-                if report.kind == launcher.CHILD:
-                    pid = report.value
-                    pidfd = os.pidfd_open(pid)
-                    if by_tool:
-                        spec = SandboxSpec(namespaces=[recipe.user] if recipe.user else [])
-                        await waiter.work(partial(write_maps, pid, spec, host))
-                        os.write(write, b"!")
-                elif report.kind == launcher.READY:
-                    fds.append(report.fd)
-                else:
-                    raise failure(steps, report.step, report.error)
-        finally:
-            launcher.close(write)
-            write = -1
-            await reap(waiter, first)
-            if not pid:
-                # Interrupted: the launcher has ended, so what it had to say of a child is there.
-                for report in launcher.pending(ours):
-                    launcher.close(report.fd)
-                    if report.kind == launcher.CHILD:
-                        pid, pidfd = report.value, os.pidfd_open(report.value)
+        with pidfd_open(os.getpid()) as owner:
+            launch.begin(encode(steps, values), owner, read.fileno(), write.fileno())
+        read.close()
+        if not by_tool:
+            write.close()
+        while len(fds) < expected or not launch.pid:
+            await answer(waiter, {launch.control: READ}, launch.pid or launch.launcher, what)
+            report = launch.hear()
+            if report is None:
+                raise KernelError(32, f"recvmsg({launch.control})", "the launcher ended without a word")
+            if report.kind == launcher.CHILD:
+                if by_tool:
+                    spec = SandboxSpec(namespaces=[recipe.user] if recipe.user else [])
+                    await waiter.work(partial(write_maps, launch.pid, spec, host))
+                    os.write(write.fileno(), b"!")
+            elif report.kind == launcher.READY:
+                fds.append(report.fd)
+            else:
+                raise failure(steps, report.step, report.error)
+        await left(waiter, launch)
+        launch.hang_up()
     except BaseException:
-        launcher.close(*fds)
-        await end(waiter, pid, pidfd)
+        # Without its last end a child that still waits gives up.
+        for fd in (write, read, *fds):
+            fd.close()
+        await end(waiter, launch)
         raise
-    finally:
-        launcher.close(ours, theirs, owner, read, write)
-    return Made(tuple(fds), pid, pidfd)
+    write.close()
+    return Made(tuple(fds), launch)
 
 
-async def end(waiter: Waiter, pid: int, pidfd: int) -> None:
-    """Kill and reap the child *pid*, if there is one, and close its *pidfd*."""
-    if pidfd >= 0:
-        # It may have ended by itself, and wait to be reaped.
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        await reap(waiter, pid)
-        os.close(pidfd)
+async def end(waiter: Waiter, launch: launcher.Launch) -> None:
+    """Kill and reap what *launch* has made, if it has made anything. Idempotent."""
+    if launch.control >= 0:
+        await left(waiter, launch)
+        # It has ended, so what it had to say of a child is there.
+        for _ in launch.pending():
+            continue
+        launch.hang_up()
+    await killed(waiter, launch)

@@ -14,10 +14,11 @@ from sandboxlib.engine.current import program, resolve
 from sandboxlib.engine.making import Recipe, end, make
 from sandboxlib.engine.planning import asks_for_image
 from sandboxlib.engine.storage import Places, prepare
+from sandboxlib.engine.undo import Undo
 from sandboxlib.engine.waiter import BLOCKING, Waiter, complete
 from sandboxlib.errors import StateError, UnsupportedError
 from sandboxlib.host import Host
-from sandboxlib.kernel import launcher
+from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.plan import root, tree
 from sandboxlib.plan.flags import CLONE_NEWNS, CLONE_NEWUSER, CLONE_PARENT, NOTHING
 from sandboxlib.plan.steps import Report, Step
@@ -38,7 +39,7 @@ class OpenRootfs:
     """
 
     def __init__(
-        self, rootfs: Rootfs, host: Host, fds: tuple[int, ...], places: Places, lease: Lease | None = None
+        self, rootfs: Rootfs, host: Host, fds: tuple[Fd, ...], places: Places, lease: Lease | None = None
     ) -> None:
         self.rootfs = rootfs
         self._lease = lease
@@ -46,13 +47,15 @@ class OpenRootfs:
         self.places = places
         # What is written to is handed out first, where there is such a layer.
         *scratch, self._fd = fds
-        self.scratch = scratch[0] if scratch else -1
+        self.scratch = scratch[0] if scratch else Fd()
+        self._undo = Undo(self._unmount, self._remove, self._let_go)
+        self._waiter: Waiter = BLOCKING
 
     def fileno(self) -> int:
         """Its descriptor, to be used as ``dir_fd=``. Raises: StateError: It is closed."""
-        if self._fd < 0:
+        if not self._fd:
             raise StateError("the file tree is closed")
-        return self._fd
+        return self._fd.fileno()
 
     @property
     def path(self) -> str:
@@ -71,18 +74,24 @@ class OpenRootfs:
         return complete(of_tree(BLOCKING, self))
 
     async def aclose(self, waiter: Waiter) -> None:
-        """Unmount it, and remove what was written. Idempotent."""
-        if self._fd >= 0:
-            launcher.close(self._fd, self.scratch)
-            self._fd = self.scratch = -1
-            try:
-                await self.places.release(waiter)
-            finally:
-                if self._lease is not None:
-                    self._lease.close()
+        """Unmount it, and remove what was written; closing again carries on where it was left."""
+        self._waiter = waiter
+        with waiter.shield():
+            await self._undo.carry_out()
+
+    async def _unmount(self) -> None:
+        self._fd.close()
+        self.scratch.close()
+
+    async def _remove(self) -> None:
+        await self.places.release(self._waiter)
+
+    async def _let_go(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
 
     def close(self) -> None:
-        """Unmount it, and remove what was written. Idempotent."""
+        """Unmount it, and remove what was written; closing again carries on where it was left."""
         complete(self.aclose(BLOCKING))
 
     def __enter__(self) -> Self:
@@ -94,7 +103,7 @@ class OpenRootfs:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<OpenRootfs {self.rootfs!r}{' closed' if self._fd < 0 else ''}>"
+        return f"<OpenRootfs {self.rootfs!r}{'' if self._fd else ' closed'}>"
 
 
 async def make_rootfs(waiter: Waiter, rootfs: Rootfs) -> OpenRootfs:
@@ -136,7 +145,7 @@ async def _mount(waiter: Waiter, rootfs: Rootfs, lease: Lease | None) -> OpenRoo
     places = await prepare(waiter, spec, host, alone=True)
     try:
         made = await make(waiter, host, recipe, places.values)
-        await end(waiter, made.pid, made.pidfd)
+        await end(waiter, made.launch)
     except BaseException:
         with waiter.shield():
             await places.release(waiter)

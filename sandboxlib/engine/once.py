@@ -6,41 +6,49 @@ import os
 import threading
 
 from sandboxlib.engine.waiter import BLOCKING, READ, Waiter
+from sandboxlib.kernel.descriptor import Fd, eventfd
+
+#: Seconds after which whoever waits looks by itself.
+_LOOK = 0.5
 
 
 class Once:
-    """Made by whoever carries it out, in that thread; costs a descriptor only where somebody waits."""
+    """
+    Made by whoever carries it out, in that thread; costs a descriptor only where somebody waits.
+
+    Attributes:
+        over: Set by whoever carried it out, before `end`, which may be interrupted.
+    """
 
     def __init__(self) -> None:
-        self._over = False
+        self.over = False
         self._thread = threading.get_ident()
         # A signal handler may wait, or end it, too.
         self._lock = threading.RLock()
-        self._waiting: set[int] = set()
+        self._waiting: set[Fd] = set()
 
     def end(self) -> None:
         """It is over: all that wait go on."""
+        self.over = True
         with self._lock:
-            self._over = True
             for fd in self._waiting:
-                os.eventfd_write(fd, 1)
+                os.eventfd_write(fd.fileno(), 1)
 
-    async def wait(self, waiter: Waiter) -> None:
-        """Wait until it is over."""
+    async def wait(self, waiter: Waiter) -> bool:
+        """Wait until it is over; False for a signal handler: it cannot wait for what it has interrupted."""
         if waiter is BLOCKING and self._thread == threading.get_ident():
-            # A signal handler cannot wait for what it has interrupted.
-            return
-        with self._lock:
-            if self._over:
-                return
-            fd = os.eventfd(0, os.EFD_CLOEXEC)
-            self._waiting.add(fd)
+            return self.over
+        fd = eventfd()
         try:
-            await waiter.ready({fd: READ})
+            with self._lock:
+                self._waiting.add(fd)
+            while not self.over:
+                await waiter.ready({fd.fileno(): READ}, waiter.now() + _LOOK)
         finally:
             with self._lock:
                 self._waiting.discard(fd)
-            os.close(fd)
+            fd.close()
+        return True
 
 
 __all__ = ["Once"]

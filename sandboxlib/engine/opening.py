@@ -28,9 +28,9 @@ _SHOWING = ("open_tree(", "move_mount(")
 _LONGEST = 4 << 20
 
 
-async def start(spec: SandboxSpec, waiter: Waiter, tell: Callable[[Engine], None] | None = None) -> Engine:
+async def start(spec: SandboxSpec, waiter: Waiter, tell: Callable[[Engine], None]) -> None:
     """
-    Start a sandbox; *tell* hears of each engine before it begins, so that somebody else can close it.
+    Start a sandbox; *tell* hears of each engine before it begins, so that it can be closed whatever comes.
 
     The kernel mounts nothing that was removed, also if it was open when it was: a file that is replaced by
     another while a sandbox starts is looked for again. Those of the host's view are read then, and
@@ -41,18 +41,17 @@ async def start(spec: SandboxSpec, waiter: Waiter, tell: Callable[[Engine], None
     """
     engine = Engine(spec, waiter)
     for left in range(TRIES - 1, -1, -1):
-        if tell is not None:
-            tell(engine)
+        tell(engine)
         try:
             await engine.open()
         except KernelError as error:
-            if not left or error.errno not in _CHANGED or not error.call.startswith(_SHOWING):
+            replaced = error.errno in _CHANGED and error.call.startswith(_SHOWING)
+            if not left or not replaced or not engine.finished:
                 raise
             program().look_again()
             engine = Engine(spec, waiter, view=_copied)
         else:
-            break
-    return engine
+            return
 
 
 def _copied(host: Host) -> Host:

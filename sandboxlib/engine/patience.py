@@ -8,10 +8,7 @@ nothing waits for one of them without a bound, and none is reaped by a call that
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
-import signal
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING
@@ -19,10 +16,12 @@ from typing import TYPE_CHECKING
 from sandboxlib.engine.current import program
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError
-from sandboxlib.kernel import launcher, proc
+from sandboxlib.kernel import proc
+from sandboxlib.kernel.descriptor import Fd, pidfd_open
 
 if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.kernel.launcher import Launch
 
 #: Seconds after which one that is stopped or asleep is taken to be held.
 PATIENCE = 10.0
@@ -80,38 +79,50 @@ async def answer(
     return found
 
 
-async def reap(waiter: Waiter, pid: int, *, kill: bool = False) -> int | None:
+async def left(waiter: Waiter, launch: Launch, *, kill: bool = False) -> None:
     """
-    Wait for the end of a child of ours which is about to end; with *kill* it is killed first.
+    Wait until the launcher of *launch*, if it was begun, has left; with *kill* it is killed first.
 
-    Returns:
-        Its exit status, or the negative number of a signal; None if it has not ended, although it was
-        killed in the end: `reap_late` will find it.
+    Where it has not ended, although it was killed in the end, `reap_late` will find it.
     """
     if kill:
-        _kill(pid)
-    elif (status := launcher.reaped(pid)) is not None:
-        return status
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        # The program ignores SIGCHLD: the kernel has reaped it already.
-        return 0
-    try:
-        with waiter.shield():
-            if not await waiter.ready({pidfd: READ}, waiter.now() + PATIENCE):
-                _kill(pid)
-                if not await waiter.ready({pidfd: READ}, waiter.now() + PATIENCE):
-                    program().late.add(pid)
-                    return None
-    finally:
-        os.close(pidfd)
-    return launcher.reaped(pid) or 0
+        launch.kill_launcher()
+    await _ended(waiter, launch, launch.launcher, launch.reap_launcher, launch.kill_launcher)
 
 
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+async def killed(waiter: Waiter, launch: Launch) -> None:
+    """Kill the child of *launch*, if it has one, and wait for its end, as `left` does."""
+    launch.kill()
+    await _ended(waiter, launch, launch.pid, launch.reap_child, launch.kill)
+
+
+async def _ended(
+    waiter: Waiter, launch: Launch, pid: int, reaped: Callable[[], bool], kill: Callable[[], None]
+) -> None:
+    if reaped():
+        return
+    with waiter.shield():
+        for _ in range(2):
+            deadline = waiter.now() + PATIENCE
+            with _held(pid) as pidfd:
+                while not reaped():
+                    now = waiter.now()
+                    if now >= deadline:
+                        break
+                    # Where there is no descriptor left for it, it is looked at now and then.
+                    fds = {pidfd: READ} if pidfd >= 0 else {}
+                    await waiter.ready(fds, deadline if fds else min(deadline, now + _LOOK))
+                else:
+                    return
+            kill()
+    program().late.add(launch)
+
+
+def _held(pid: int) -> Fd:
+    try:
+        return pidfd_open(pid)
+    except KernelError:
+        return Fd()
 
 
 async def reap_late(waiter: Waiter) -> None:
@@ -122,13 +133,13 @@ async def reap_late(waiter: Waiter) -> None:
         KernelError: EBUSY, with those that are left.
     """
     late, deadline = program().late, waiter.now() + PATIENCE
-    while left := {pid for pid in late if launcher.reaped(pid) is None}:
-        late &= left
+    while found := {launch for launch in late if not (launch.reap_launcher() and launch.reap_child())}:
+        late &= found
         if waiter.now() >= deadline:
-            shown = ", ".join(map(str, sorted(left)))
+            shown = ", ".join(str(launch.pid or launch.launcher) for launch in found)
             raise KernelError(errno.EBUSY, f"waitpid({shown})", "what was killed is to end")
         await waiter.ready({}, waiter.now() + _LOOK)
     late.clear()
 
 
-__all__ = ["LONGEST", "PATIENCE", "answer", "reap", "reap_late"]
+__all__ = ["LONGEST", "PATIENCE", "answer", "killed", "left", "reap_late"]

@@ -1,9 +1,11 @@
-"""How much is read from a pipe at once."""
+"""The program's ends of pipes, and how much is read from one at once."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+
+from sandboxlib.kernel.descriptor import Fd, dup
 
 #: Bytes that a pipe holds as it is made: pipe(7).
 CHUNK = 1 << 16
@@ -23,4 +25,4 @@ def grow(fd: int) -> int:
     return MUCH
 
 
-__all__ = ["CHUNK", "MUCH", "grow"]
+__all__ = ["CHUNK", "MUCH", "Fd", "dup", "grow"]

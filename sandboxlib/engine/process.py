@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import threading
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sandboxlib import quantity
 from sandboxlib.engine import policy
 from sandboxlib.engine.encode import encode_command
-from sandboxlib.engine.patience import LONGEST, answer, reap
+from sandboxlib.engine.once import Once
+from sandboxlib.engine.patience import LONGEST, answer, left
 from sandboxlib.engine.refusal import refusal
 from sandboxlib.engine.request import Stdio, arguments, candidates, default_cwd, variables
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError, SandboxError, StateError
 from sandboxlib.kernel import launcher, tagged
+from sandboxlib.kernel.descriptor import Fd, dup
 from sandboxlib.plan.command import Group, Request, environment
 from sandboxlib.result import Outcome, Usage
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Seconds from the end of a command's output to its own, if that is what ends the output.
 _MOMENT = 0.1
+#: Seconds between two looks at a command that is no descriptor.
+_LOOK = 0.01
 
 
 class _TooLateError(Exception):
@@ -42,10 +47,8 @@ class Process:
 
     Attributes:
         args: As given.
-        pid: Outside of the sandbox.
-        pidfd: Readable once it has ended; -1 afterwards.
-        stdin, stdout, stderr: Our ends of its pipes, or -1; owned.
-        terminal: Our end of its terminal, or -1; owned.
+        stdin, stdout, stderr: Our ends of its pipes, where it has them.
+        terminal: Our end of its terminal, if it has one.
         returncode: None while it runs.
         outcome, usage: None while it runs.
     """
@@ -53,21 +56,36 @@ class Process:
     def __init__(self, engine: Engine, args: object) -> None:
         self.engine = engine
         self.args = args
-        self.pid = 0
-        self.pidfd = -1
-        self.stdin = self.stdout = self.stderr = self.terminal = -1
+        self._launch = launcher.Launch()
+        self.stdin, self.stdout, self.stderr, self.terminal = Fd(), Fd(), Fd(), Fd()
         self.returncode: int | None = None
         self.outcome: Outcome | None = None
         self.usage: Usage | None = None
         self.leaf: Leaf | None = None
         # Without cgroups: the namespace that its processes are told by, see `sandboxlib.kernel.tagged`.
-        self.mark = -1
+        self.mark = Fd()
         self._executed = False
         self._reason: Outcome | None = None
         # Somebody else took its status.
         self._lost: KernelError | None = None
         self._began = 0.0
-        self._lock = threading.Lock()
+        # A signal handler may ask, too.
+        self._lock = threading.RLock()
+
+    @property
+    def pid(self) -> int:
+        """Outside of the sandbox; 0 as long as there is none."""
+        return self._launch.pid
+
+    @property
+    def pidfd(self) -> int:
+        """Readable once it has ended; -1 afterwards."""
+        return self._launch.pidfd
+
+    @property
+    def begun(self) -> bool:
+        """Has its start come to its end?"""
+        return bool(self.pid) and self._launch.control < 0
 
     async def start(
         self,
@@ -89,17 +107,20 @@ class Process:
             KernelError: A step failed; it says which.
         """
         engine = self.engine
-        streams = io if isinstance(io, Stdio) else None
+        streams, once = io if isinstance(io, Stdio) else None, Once()
         try:
-            with engine.starting(self):
+            try:
+                engine.begin(once)
                 request = self._request(io, env, cwd, limits)
                 if streams is None:
                     assert not isinstance(io, Stdio)
                     streams = await _on_terminal(engine, io)
                 await self._begin(streams, request, limits, deadline)
+            finally:
+                engine.begun(once)
         except BaseException as error:
             if streams is not None:
-                launcher.close(*streams.ours, streams.terminal)
+                streams.close()
             self.release()
             if isinstance(error, _TooLateError):
                 return False
@@ -107,11 +128,10 @@ class Process:
                 # Whatever it found missing, that is why.
                 raise StateError("the sandbox is closed, while a command started") from error
             raise
-        finally:
-            if streams is not None:
-                launcher.close(*streams.close)
         self.stdin, self.stdout, self.stderr = streams.ours
         self.terminal = streams.terminal
+        for fd in streams.held:
+            fd.close()
         return True
 
     async def _begin(self, io: Stdio, request: Request, limits: Limits | None, deadline: float) -> None:
@@ -122,15 +142,48 @@ class Process:
                 self.leaf = engine.group.leaf(limits.cgroup() if limits is not None else None)
             elif limits is not None:
                 policy.refuse_uncounted(limits, engine.host)
+            # From here on the engine ends it, whatever comes.
+            engine.enter(self)
             await self._spawn(io, request, deadline)
         except BaseException:
-            if self.pid:
-                await self.gone()
-            elif self.leaf is not None:
-                # Interrupted before we heard of it, it may run all the same.
-                self.leaf.kill()
-                self.leaf.release()
+            await self.abandon()
             raise
+
+    async def abandon(self) -> None:
+        """
+        End it, whether or not it has begun, and let go of all; nothing cancels this. Idempotent.
+
+        Where this is interrupted, closing the sandbox does it again.
+
+        Raises:
+            KernelError: EBUSY: it is in a call that nothing interrupts.
+        """
+        engine, launch, leaf = self.engine, self._launch, self.leaf
+        with engine.waiter.shield():
+            if launch.control >= 0:
+                # It waits for nobody, so it has ended, or is about to.
+                await left(engine.waiter, launch)
+                # What it had to say of a child is there.
+                for report in launch.pending():
+                    self._hear(report)
+                launch.hang_up()
+            if self.pid:
+                # A status that somebody else took is not what is to be told here.
+                with contextlib.suppress(ChildProcessError):
+                    await self.gone()
+            elif leaf is not None:
+                # Before we heard of it, it may run all the same.
+                pids, deadline = leaf.pids(), engine.waiter.now() + LONGEST
+                leaf.kill()
+                while not all(launcher.reaped(pid) is not None for pid in pids):
+                    if engine.waiter.now() >= deadline:
+                        call = f"waitpid({', '.join(map(str, pids))})"
+                        raise KernelError(errno.EBUSY, call, "a command that was killed is to end")
+                    await engine.waiter.ready({}, engine.waiter.now() + _LOOK)
+                self.leaf = None
+                leaf.release()
+            engine.leave(self)
+            self.release()
 
     def _request(self, io: Stdio | Size, env: object, cwd: object, limits: Limits | None) -> Request:
         spec, host = self.engine.spec, self.engine.host
@@ -155,52 +208,44 @@ class Process:
         if len(code) > launcher.MAX_SIZE:
             # More than the kernel takes in any case, whatever the limit on the stack is.
             raise KernelError(errno.E2BIG, f"execve({os.fsdecode(request.argv[0])!r})", "the command")
-        ours, theirs = launcher.socketpair()
-        try:
-            self._began = engine.waiter.now()
-            first = launcher.spawn(code, io.theirs, theirs, engine.pidfd)
-            os.close(theirs)
-            theirs = -1
-            try:
-                failed = await self._started(ours, first, deadline)
-            finally:
-                # It waits for nobody, so it has ended, or is about to.
-                await reap(engine.waiter, first)
-                if not self.pid:
-                    # Interrupted: what it had to say of a child is there.
-                    for report in launcher.pending(ours):
-                        self._hear(report)
-        finally:
-            launcher.close(ours, theirs)
+        launch = self._launch
+        self._began = engine.waiter.now()
+        launch.begin(code, engine.pidfd, stdio=io.theirs)
+        failed = await self._started(deadline)
+        # It waits for nobody, so it has ended, or is about to.
+        await left(engine.waiter, launch)
         if failed is not None:
-            await self._never_ran()
+            if self.pid:
+                await self.ended()
             raise await refusal(engine, self.args, failed, request, group)
         if not self.pid:
-            await self._end_unknown()
-            raise KernelError(errno.EPIPE, f"recvmsg({ours})", "the launcher ended without a word")
+            raise KernelError(errno.EPIPE, f"recvmsg({launch.control})", "the launcher ended without a word")
+        launch.hang_up()
+        if self.pidfd < 0:
+            self.poll()
         if self.leaf is not None:
             # A limit may have been added meanwhile that needs a hierarchy more.
             self.leaf.joined(group.files)
 
-    async def _started(self, control: int, first: int, deadline: float) -> launcher.Reported | None:
+    async def _started(self, deadline: float) -> launcher.Reported | None:
         """
-        Hear the launcher, *first*, and its child, until the child is the command; or why it is not.
+        Hear the launcher, and its child, until the child is the command; or why it is not.
 
         Both close their end: the launcher when it leaves, the child by its execve.
         """
-        engine, failed = self.engine, None
+        engine, launch, failed = self.engine, self._launch, None
         what = ("execve()", "the command begins")
         while True:
             if not await answer(
                 engine.waiter,
-                {control: READ},
-                self.pid or first,
+                {launch.control: READ},
+                self.pid or launch.launcher,
                 what,
                 deadline=deadline,
                 excused=lambda: engine.frozen,
             ):
                 raise _TooLateError
-            report = launcher.receive(control)
+            report = launch.hear()
             if report is None:
                 self._executed = True
                 return failed
@@ -208,29 +253,15 @@ class Process:
 
     def _hear(self, report: launcher.Reported) -> launcher.Reported | None:
         """Know the child that is told of; returns a report of a failure."""
+        if self.pid:
+            self.engine.know(self)
+            # Where SIGCHLD is ignored, a child that has ended cannot be opened any more: `poll` says so.
+            with contextlib.suppress(ProcessLookupError):
+                self._launch.pin()
         if report.kind != launcher.CHILD:
             return report
-        self.pid = report.value
-        # First: where SIGCHLD is ignored, a child that has ended cannot be opened any more.
         self.mark = report.fd
-        self.pidfd = os.pidfd_open(self.pid)
-        self.engine.enter(self)
         return None
-
-    async def _end_unknown(self) -> None:
-        """The launcher was killed between its clone and its report: what it made is in the leaf."""
-        if self.leaf is not None:
-            pids = self.leaf.pids()
-            self.leaf.kill()
-            for pid in pids:
-                await reap(self.engine.waiter, pid)
-
-    async def _never_ran(self) -> None:
-        if self.pid:
-            await self.ended()
-        elif self.leaf is not None:
-            self.leaf.release()
-        self.leaf = None
 
     # ---- while it runs --------------------------------------------------------------------
 
@@ -239,10 +270,9 @@ class Process:
         with self._lock:
             if self._lost is not None:
                 raise self._lost
-            if self.returncode is None:
-                found, status, rusage = self._wait4(os.WNOHANG)
-                if found:
-                    self._finish(status, rusage)
+            # Asked again where the first who saw it end was interrupted before all was counted.
+            if self.returncode is None and self.pid and (found := self._wait()) is not None:
+                self._finish(found)
         return self.returncode
 
     async def ended(self, deadline: float = inf) -> int:
@@ -258,12 +288,6 @@ class Process:
         assert self.returncode is not None
         return self.returncode
 
-    async def exited(self) -> bool:
-        """Has it ended by itself? Who closes its output as it ends is waited for, for a moment."""
-        while self.poll() is None and await self.over(self.engine.waiter.now() + _MOMENT):
-            continue
-        return self.outcome in (None, Outcome.EXITED)
-
     async def gone(self) -> None:
         """
         Kill it, with all its children, and wait for its end; nothing cancels this.
@@ -275,6 +299,12 @@ class Process:
             self.kill(Outcome.KILLED)
             await self.ended(self.engine.waiter.now() + LONGEST)
 
+    async def exited(self) -> bool:
+        """Has it ended by itself? Who closes its output as it ends is waited for, for a moment."""
+        while self.poll() is None and await self.over(self.engine.waiter.now() + _MOMENT):
+            continue
+        return self.outcome in (None, Outcome.EXITED)
+
     async def over(self, deadline: float = inf) -> bool:
         """
         Wait until it has ended or its descriptors are closed; False at the deadline.
@@ -282,18 +312,19 @@ class Process:
         On a descriptor of its own: an epoll is not told when what it watches is closed, and whoever
         else waits may have done so by then.
         """
+        waiter = self.engine.waiter
         with self._lock:
-            if self.pidfd < 0:
-                return True
-            own = os.dup(self.pidfd)
-        try:
-            return bool(await self.engine.waiter.ready({own: READ}, deadline))
-        finally:
-            os.close(own)
+            held = dup(self.pidfd) if self.pidfd >= 0 else Fd()
+        with held as own:
+            if own >= 0:
+                return bool(await waiter.ready({own: READ}, deadline))
+        # There was no descriptor left for it: it is looked at now and then.
+        await waiter.ready({}, min(deadline, waiter.now() + _LOOK))
+        return waiter.now() < deadline
 
-    def _wait4(self, options: int) -> tuple[int, int, Any]:
+    def _wait(self) -> launcher.Ended | None:
         try:
-            return os.wait4(self.pid, options)
+            return self._launch.wait()
         except ChildProcessError as error:
             self.engine.leave(self)
             if self.leaf is not None:
@@ -306,25 +337,26 @@ class Process:
             )
             raise self._lost from error
 
-    def _finish(self, status: int, rusage: Any) -> None:
+    def _finish(self, found: launcher.Ended) -> None:
         engine = self.engine
-        wall = engine.waiter.now() - self._began
-        self.returncode = os.waitstatus_to_exitcode(status)
-        try:
-            self.usage = self._count(wall, rusage)
-            self.outcome = self._judge()
-        finally:
-            # Last: a thread that closes the sandbox removes the leaf once nobody is in the list.
-            engine.leave(self)
+        if self.usage is None:
+            self.usage = self._count(engine.waiter.now() - self._began, found)
+        if self.leaf is not None:
+            self.leaf.release()
+        self.outcome = self._judge(found.status)
+        self.returncode = found.status
+        # Last: a thread that closes the sandbox removes the leaf once nobody is in the list.
+        engine.leave(self)
 
-    def _count(self, wall: float, rusage: Any) -> Usage:
+    def _count(self, wall: float, found: launcher.Ended) -> Usage:
+        # The kernel's unit is the classic block of 512: getrusage(2).
+        blocks = {"io_read": found.read * 512, "io_written": found.written * 512}
         if self.leaf is None:
-            return Usage(wall, rusage.ru_utime, rusage.ru_stime, **_blocks(rusage))
+            return Usage(wall, found.user, found.system, **blocks)
         usage = self.leaf.usage(wall)
-        self.leaf.release()
-        return usage if usage.io_read is not None else usage._replace(**_blocks(rusage))
+        return usage if usage.io_read is not None else usage._replace(**blocks)
 
-    def _judge(self) -> Outcome:
+    def _judge(self, status: int) -> Outcome:
         if self._reason is not None and self._reason is not Outcome.KILLED:
             return self._reason
         if self.usage is not None and self.usage.oom_kills:
@@ -333,8 +365,7 @@ class Process:
             return Outcome.LIFETIME
         if self._reason is not None:
             return self._reason
-        assert self.returncode is not None
-        return Outcome.SIGNALED if self.returncode < 0 else Outcome.EXITED
+        return Outcome.SIGNALED if status < 0 else Outcome.EXITED
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the command itself; nothing happens if it has ended."""
@@ -349,8 +380,9 @@ class Process:
         Not done when it ends: another thread may be waiting on them.
         """
         with self._lock:
-            launcher.close(self.pidfd, self.mark, self.stdin, self.stdout, self.stderr, self.terminal)
-            self.pidfd = self.mark = self.stdin = self.stdout = self.stderr = self.terminal = -1
+            self._launch.unpin()
+            for fd in (self.mark, self.stdin, self.stdout, self.stderr, self.terminal):
+                fd.close()
 
     def __del__(self) -> None:
         self.release()
@@ -372,22 +404,17 @@ class Process:
                 return
             if self._reason is None:
                 self._reason = reason
-            if not self._executed and self.pidfd >= 0:
+            if not self._executed:
                 # On its way into its group, where nobody would find it yet.
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                self._launch.kill()
             if self.leaf is not None:
                 self.leaf.kill()
-            elif self.mark >= 0:
-                tagged.kill_tagged(os.fstat(self.mark).st_ino)
+            elif self.mark:
+                tagged.kill_tagged(os.fstat(self.mark.fileno()).st_ino)
 
 
 async def _on_terminal(engine: Engine, size: Size) -> Stdio:
     from sandboxlib.engine.terminal import open_pair
 
     master, slave = await open_pair(engine, size)
-    return Stdio((slave, slave, slave), (-1, -1, -1), (slave,), foreign=False, terminal=master)
-
-
-def _blocks(rusage: Any) -> dict[str, int]:
-    """What getrusage(2) tells of block devices, in bytes: its unit is the classic block of 512."""
-    return {"io_read": rusage.ru_inblock * 512, "io_written": rusage.ru_oublock * 512}
+    return Stdio((slave.fileno(),) * 3, (Fd(), Fd(), Fd()), (slave,), foreign=False, terminal=master)

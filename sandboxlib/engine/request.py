@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sandboxlib.errors import SpecError
-from sandboxlib.kernel import launcher
+from sandboxlib.kernel.descriptor import Fd, openat, pipe
 from sandboxlib.plan.root import WORK
 from sandboxlib.quantity import encodes
 from sandboxlib.spec import SandboxSpec
@@ -26,18 +26,23 @@ class Stdio(NamedTuple):
     Descriptors of a command.
 
     Attributes:
-        theirs: Its 0, 1 and 2; borrowed or in `close`.
-        ours: The other ends of its pipes, or -1; owned by the process object.
-        close: Those of `theirs` to be closed when it has started.
+        theirs: Its 0, 1 and 2; borrowed, or of those in `held`.
+        ours: The other ends of its pipes, where it has them.
+        held: To be closed when it has started.
         foreign: One of them is a file of the caller's.
-        terminal: The other end of its terminal, or -1; owned by the process object.
+        terminal: The other end of its terminal, if it has one.
     """
 
     theirs: tuple[int, int, int]
-    ours: tuple[int, int, int]
-    close: tuple[int, ...]
+    ours: tuple[Fd, Fd, Fd]
+    held: tuple[Fd, ...]
     foreign: bool
-    terminal: int = -1
+    terminal: Fd
+
+    def close(self) -> None:
+        """Close all of them. Idempotent."""
+        for fd in (*self.ours, *self.held, self.terminal):
+            fd.close()
 
 
 class Unsaid(int):
@@ -57,17 +62,17 @@ def stdio(stdin: object, stdout: object, stderr: object) -> Stdio:
     Raises:
         SpecError: It is none of these.
     """
-    theirs, ours, close = [-1, -1, -1], [-1, -1, -1], []
+    theirs, ours, held = [-1, -1, -1], [Fd(), Fd(), Fd()], list[Fd]()
     foreign = False
     try:
         for i, (name, value) in enumerate((("stdin", stdin), ("stdout", stdout), ("stderr", stderr))):
             if isinstance(value, int) and value == PIPE:
-                read, write = os.pipe2(os.O_CLOEXEC)
-                theirs[i], ours[i] = (read, write) if i == 0 else (write, read)
-                close.append(theirs[i])
+                read, write = pipe()
+                theirs[i], ours[i] = (read.fileno(), write) if i == 0 else (write.fileno(), read)
+                held.append(read if i == 0 else write)
             elif isinstance(value, int) and value == DEVNULL:
-                theirs[i] = os.open("/dev/null", os.O_CLOEXEC | (os.O_RDONLY if i == 0 else os.O_WRONLY))
-                close.append(theirs[i])
+                held.append(openat("/dev/null", os.O_RDONLY if i == 0 else os.O_WRONLY))
+                theirs[i] = held[-1].fileno()
             elif isinstance(value, int) and value == STDOUT and i == 2:
                 theirs[i] = theirs[1]
             else:
@@ -81,9 +86,10 @@ def stdio(stdin: object, stdout: object, stderr: object) -> Stdio:
                 except OSError:
                     raise SpecError(name, value, "an open descriptor") from None
     except BaseException:
-        launcher.close(*close, *ours)
+        for fd in (*held, *ours):
+            fd.close()
         raise
-    return Stdio((theirs[0], theirs[1], theirs[2]), (ours[0], ours[1], ours[2]), tuple(close), foreign)
+    return Stdio((theirs[0], theirs[1], theirs[2]), (ours[0], ours[1], ours[2]), tuple(held), foreign, Fd())
 
 
 def _fileno(name: str, value: object) -> int:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sandboxlib.engine.begin import gather
 from sandboxlib.engine.current import Program, program, resolve
-from sandboxlib.engine.encode import failure
-from sandboxlib.engine.join import open_namespace
+from sandboxlib.engine.init import PATIENCE, Init
 from sandboxlib.engine.once import Once
-from sandboxlib.engine.patience import LONGEST, answer, reap
+from sandboxlib.engine.patience import LONGEST
 from sandboxlib.engine.planning import asks_for_image, compiled, plan_start
+from sandboxlib.engine.undo import Undo
 from sandboxlib.engine.waiter import READ, Waiter
-from sandboxlib.errors import KernelError, StateError
+from sandboxlib.errors import KernelError, SandboxError, StateError
 from sandboxlib.kernel import cgroup, launcher, proc
-from sandboxlib.plan.start import maps_by_tool, namespaces, to_join
+from sandboxlib.kernel.descriptor import Fd
+from sandboxlib.plan.start import namespaces
 from sandboxlib.plan.steps import Plan
 
 if TYPE_CHECKING:
@@ -31,18 +30,8 @@ if TYPE_CHECKING:
     from sandboxlib.host import Host
     from sandboxlib.spec import SandboxSpec
 
-#: Seconds that a pid 1 which was killed has to end before it is looked for what keeps it.
-_PATIENCE = 0.1
-
-
 #: Changes what is known of the host before it is used.
 View = Callable[["Host"], "Host"]
-
-
-class Ended(NamedTuple):
-    """How pid 1 ended: its exit status, negative for a signal."""
-
-    status: int
 
 
 class Engine:
@@ -55,10 +44,9 @@ class Engine:
         plan: What was done to start it.
         held: Its image, or None.
         group: Its cgroup, or None where there are none.
-        pid: Of its pid 1, outside.
-        pidfd: The same, as a descriptor.
         ids: The first of its range of IDs, or None.
-        scratch: The folder with an overlay's upper layer, or -1.
+        init: Its pid 1.
+        closed: Nothing begins in it any more; it may take a while until `finished`.
     """
 
     def __init__(self, spec: SandboxSpec, waiter: Waiter, view: View | None = None) -> None:
@@ -70,13 +58,10 @@ class Engine:
         if not asks_for_image(spec):
             self.settle(spec)
         self.group: cgroup.Group | None = None
-        self.pid = 0
-        self.pidfd = -1
         self.ids: int | None = None
-        self.scratch = -1
         self.places: Places | None = None
         self.connections: Connected | None = None
-        self.ended: Ended | None = None
+        self.init = Init(waiter, self.program.children)
         self.closed = False
         self.frozen = False
         self.killed = False
@@ -84,10 +69,50 @@ class Engine:
         self._owner = os.getpid()
         # A signal handler may close it, too.
         self._lock = threading.RLock()
+        # Commands from before they are made until nothing of them is left; and those that are known to run.
+        self._entered: set[Process] = set()
         self._processes: set[Process] = set()
-        self._starting: dict[Process, Once] = {}
+        self._starting: set[Once] = set()
         # Whoever closes it after the first waits for the first.
         self._closing: Once | None = None
+        # Commands first: the kernel keeps pid 1 until those of its processes whose parent is outside are
+        # reaped. What pid 1 uses goes after it.
+        self._undo = Undo(
+            self._end_all,
+            self._end_commands,
+            self.init.reap,
+            self._close_descriptors,
+            self._disconnect,
+            self._remove_layers,
+            self._remove_group,
+            self._release_ids,
+            self._release_image,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Of its pid 1, outside; 0 as long as there is none."""
+        return self.init.pid
+
+    @property
+    def pidfd(self) -> int:
+        """The same, as a descriptor; -1 before and after."""
+        return self.init.pidfd
+
+    @property
+    def ended(self) -> launcher.Ended | None:
+        """How pid 1 ended, or None."""
+        return self.init.ended
+
+    @property
+    def scratch(self) -> Fd:
+        """The folder with an overlay's upper layer, if it has one."""
+        return self.init.scratch
+
+    @property
+    def finished(self) -> bool:
+        """Is nothing left of it?"""
+        return self._undo.finished
 
     # ---- start ----------------------------------------------------------------------------
 
@@ -107,95 +132,19 @@ class Engine:
         """
         try:
             await self._open()
-        except BaseException:
+        except BaseException as error:
             with self.waiter.shield():
-                await self.close()
+                try:
+                    await self.close()
+                except SandboxError as problem:
+                    error.add_note(f"and: {problem}")
             raise
 
     async def _open(self) -> None:
         values = await gather(self)
         spec, host = self.spec, self.host
-        modes = namespaces(spec, host)
         code = compiled(spec, host).fill(values)
-        by_tool = maps_by_tool(host, modes)
-        ours, theirs = launcher.socketpair()
-        owner = read = write = -1
-        spaces: list[int] = []
-        try:
-            owner = os.pidfd_open(os.getpid())
-            read, write = os.pipe2(os.O_CLOEXEC)
-            for value in to_join(modes):
-                # One by one: what is open is closed if a later one cannot be opened.
-                spaces.append(open_namespace(value))  # noqa: PERF401
-            child = launcher.spawn(code, (theirs, theirs, theirs), theirs, owner, read, write, *spaces)
-            launcher.close(theirs, read, *(() if by_tool else (write,)))
-            theirs = read = -1
-            write = write if by_tool else -1
-            try:
-                await self._standing(ours, write, child)
-            finally:
-                # Without its last end a pid 1 that still waits gives up.
-                launcher.close(write)
-                write = -1
-                await reap(self.waiter, child)
-                self._catch_up(ours, child)
-        finally:
-            launcher.close(ours, theirs, owner, read, write, *spaces)
-
-    async def _standing(self, control: int, sync: int, child: int) -> None:
-        """Hear the launcher until pid 1 is ready."""
-        connections, problem = self.connections, None
-        what = ("recvmsg()", "hear that the sandbox stands")
-        while True:
-            await answer(self.waiter, {control: READ}, self.pid or child, what)
-            report = launcher.receive(control)
-            if report is None:
-                raise KernelError(32, f"recvmsg({control})", "the launcher ended without a word")
-            if report.kind == launcher.CHILD:
-                self._know(report.value)
-                if sync >= 0:
-                    await self._map_ids()
-                    os.write(sync, b"!")
-            elif report.kind == launcher.READY and connections is not None:
-                # Pid 1 goes on meanwhile, and will say once more that it is ready; or why it is not, which
-                # explains why there was nothing to connect.
-                problem = await connections.connect(self.waiter, self.pid, report.fd)
-                connections = None
-            elif report.kind == launcher.READY:
-                self.scratch = report.fd
-                if problem is not None:
-                    raise problem
-                return
-            else:
-                if not self.pid and report.sender != child:
-                    # Pid 1 itself: the launcher was killed before it could tell of it.
-                    self._know(report.sender)
-                raise failure(self.plan.steps, report.step, report.error)
-
-    def _catch_up(self, control: int, child: int) -> None:
-        """
-        After an interruption, hear of a pid 1 that nobody has heard of: it is our child, to be ended.
-
-        The launcher has ended, so what it had to say of a child is there.
-        """
-        if self.pid:
-            return
-        for report in launcher.pending(control):
-            launcher.close(report.fd)
-            if report.kind == launcher.CHILD or report.sender != child:
-                self._know(report.value if report.kind == launcher.CHILD else report.sender)
-                return
-
-    def _know(self, pid: int) -> None:
-        self.pid = pid
-        self.program.children.add(pid)
-        self.pidfd = os.pidfd_open(pid)
-
-    async def _map_ids(self) -> None:
-        from sandboxlib.engine.idmap import write_maps
-
-        pid, spec, host = self.pid, self.spec, self.host
-        await self.waiter.work(lambda: write_maps(pid, spec, host))
+        await self.init.start(spec, host, self.plan, code, self.connections)
 
     # ---- while it stands ------------------------------------------------------------------
 
@@ -235,10 +184,9 @@ class Engine:
         self.check()
         return f"/proc/{self.pid}/ns/{ {'mount': 'mnt', 'network': 'net'}.get(kind, kind) }"
 
-    @contextlib.contextmanager
-    def starting(self, process: Process) -> Iterator[None]:
+    def begin(self, once: Once) -> None:
         """
-        A command starts meanwhile: whoever closes the sandbox waits for it.
+        A command starts until *once* is over: whoever closes the sandbox waits for it.
 
         Raises:
             StateError: As `check`, or it is paused.
@@ -247,16 +195,21 @@ class Engine:
             self.check()
             if self.frozen:
                 raise StateError("the sandbox is paused: resume() it before a command is started")
-            once = self._starting[process] = Once()
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._starting[process]
-            once.end()
+            self._starting.add(once)
+
+    def begun(self, once: Once) -> None:
+        """It has started, or failed."""
+        once.over = True
+        self._starting.discard(once)
+        once.end()
 
     def enter(self, process: Process) -> None:
-        """Remember a command, to be ended with the sandbox."""
+        """Remember a command that is about to be made, to be ended with the sandbox."""
+        with self._lock:
+            self._entered.add(process)
+
+    def know(self, process: Process) -> None:
+        """It has a number: it is there."""
         self.program.children.add(process.pid)
         with self._lock:
             self._processes.add(process)
@@ -266,6 +219,7 @@ class Engine:
         self.program.children.discard(process.pid)
         with self._lock:
             self._processes.discard(process)
+            self._entered.discard(process)
 
     # ---- end ------------------------------------------------------------------------------
 
@@ -276,14 +230,15 @@ class Engine:
         self._kill()
 
     def _kill(self) -> None:
-        if self.frozen and self.group is not None:
+        self.init.kill()
+        if self.group is None or self.group.closed:
+            return
+        if self.frozen:
+            # On v1 what is frozen dies when it is thawed.
             self.group.thaw()
             self.frozen = False
-        if self.pidfd >= 0 and self.ended is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         # Where pid 1 is not pid 1 (its namespace is another's) its end does not end the others.
-        if self.group is not None and self._joined_pids():
+        if self._joined_pids():
             self.group.kill()
 
     def _joined_pids(self) -> bool:
@@ -292,71 +247,80 @@ class Engine:
 
     async def close(self) -> None:
         """
-        Kill all that is in it and remove all that it made. Idempotent: who calls it while it is under
-        way waits for its end.
+        Kill all that is in it and remove all that it made; closing again carries on where it was left.
+
+        Who calls it while it is under way waits for its end.
 
         Raises:
             KernelError: Something could not be removed.
         """
+        self.closed = True
         if self._owner != os.getpid():
             # No lock: another thread of the parent may have held it at the fork.
-            if not self.closed:
-                self.closed = True
-                launcher.close(self.pidfd, self.scratch)
+            self.init.close()
             return
-        with self._lock:
-            other, mine = self._closing, Once()
-            self._closing = other or mine
-            self.closed = True
         with self.waiter.shield():
-            if other is not None:
-                await other.wait(self.waiter)
-                return
-            try:
-                await self._close()
-            finally:
-                mine.end()
+            while not self.finished:
+                mine = Once()
+                try:
+                    with self._lock:
+                        other = self._closing = self._closing or mine
+                    if other is mine:
+                        await self._undo.carry_out()
+                    elif not await other.wait(self.waiter):
+                        return
+                finally:
+                    if self._closing is mine:
+                        # Before anything is called, where an exception may come in between.
+                        mine.over = True
+                        self._closing = None
+                        mine.end()
 
-    async def _close(self) -> None:
+    async def _end_all(self) -> None:
         self._kill()
+
+    async def _end_commands(self) -> None:
         # What another thread or task is about to start is soon heard of, or has failed.
-        for once in list(self._starting.values()):
+        for once in list(self._starting):
             await once.wait(self.waiter)
-        # The kernel keeps a PID namespace's pid 1 until those of its processes whose parent
-        # is outside, our commands, are reaped.
         deadline = self.waiter.now() + LONGEST
-        for process in list(self._processes):
+        for process in list(self._entered):
             # That it has ended is all that counts here: a status that someone else in this
             # program took was said by the first who asked, or nobody asks for it.
             with contextlib.suppress(KernelError):
-                await process.ended(deadline)
-        await self.reap()
-        launcher.close(self.pidfd, self.scratch)
-        self.pidfd = self.scratch = -1
-        async with contextlib.AsyncExitStack() as left:
-            # The last that is entered here goes first; what fails does not keep the others.
-            left.callback(self._release)
-            for part in (self.connections, self.places):
-                if part is not None:
-                    left.push_async_callback(part.release, self.waiter)
+                await (process.ended(deadline) if process.begun else process.abandon())
+            self.leave(process)
 
-    def _release(self) -> None:
-        try:
-            if self.group is not None:
-                self.group.close()
-        finally:
-            if self.ids is not None:
-                self.program.ids.release(self.ids)
-                self.ids = None
-            if self.held is not None:
-                self.held.lease.close()
+    async def _close_descriptors(self) -> None:
+        self.init.close()
+
+    async def _disconnect(self) -> None:
+        if self.connections is not None:
+            await self.connections.release(self.waiter)
+
+    async def _remove_layers(self) -> None:
+        if self.places is not None:
+            await self.places.release(self.waiter)
+
+    async def _remove_group(self) -> None:
+        if self.group is not None:
+            self.group.close()
+
+    async def _release_ids(self) -> None:
+        if self.ids is not None:
+            self.program.ids.release(self.ids)
+            self.ids = None
+
+    async def _release_image(self) -> None:
+        if self.held is not None:
+            self.held.lease.close()
 
     async def has_ended(self) -> StateError:
         """The error for a sandbox that was found to have ended."""
         # A moment of patience: its namespaces can no longer be joined before it is quite gone.
-        patience = self.waiter.now() + _PATIENCE
+        patience = self.waiter.now() + PATIENCE
         if self.ended is None and not self.closed and await self.waiter.ready({self.pidfd: READ}, patience):
-            self.ended = Ended(await reap(self.waiter, self.pid) or 0)
+            self.init.poll()
         return StateError(f"the sandbox has ended: {self.how_ended()}")
 
     async def check_alive(self) -> None:
@@ -371,24 +335,5 @@ class Engine:
             process.poll()
         self.check()
         if await self.waiter.ready({self.pidfd: READ}, self.waiter.now()):
-            await self.reap()
+            await self.init.reap()
             self.check()
-
-    async def reap(self) -> None:
-        """
-        Wait for pid 1's end, which has been killed.
-
-        Raises:
-            KernelError: EBUSY: something in it is in a call that nothing interrupts.
-        """
-        if self.pidfd < 0 or self.ended is not None:
-            return
-        deadline = self.waiter.now() + LONGEST
-        while not await self.waiter.ready({self.pidfd: READ}, self.waiter.now() + _PATIENCE):
-            # A command that was interrupted while it started, before we heard of it, is our child
-            # all the same, and pid 1 cannot go before it is reaped.
-            launcher.reap_strays(f"/proc/{self.pid}/ns/pid", self.program.children)
-            if self.waiter.now() >= deadline:
-                raise KernelError(errno.EBUSY, f"waitpid({self.pid})", "pid 1, which was killed, is to end")
-        self.ended = Ended(await reap(self.waiter, self.pid) or 0)
-        self.program.children.discard(self.pid)

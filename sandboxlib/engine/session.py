@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-import os
 from functools import lru_cache
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from sandboxlib.engine.encode import encode, failure
-from sandboxlib.engine.patience import answer, reap
+from sandboxlib.engine.patience import answer, left
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, StateError
 from sandboxlib.kernel import launcher
+from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.kernel.program import FIRST
 from sandboxlib.plan.command import serve
 from sandboxlib.plan.steps import Step
@@ -28,10 +28,10 @@ START = 1 << 20
 
 
 class Answer(NamedTuple):
-    """What a request brought back. Attributes: value, its last result; fds, owned by the caller."""
+    """What a request brought back. Attributes: value, its last result; fds, the caller's."""
 
     value: int
-    fds: tuple[int, ...]
+    fds: tuple[Fd, ...]
 
 
 class Helper:
@@ -47,22 +47,12 @@ class Helper:
         self._start = start
         self._code = code
         self._fds = fds
-        self._control = -1
-        self._pid = 0
+        self._launch = launcher.Launch()
         # Readable when the place where it stands has ended, which need not end a call that it makes.
         self._place = -1
 
     async def __aenter__(self) -> Self:
-        ours, theirs = launcher.socketpair()
-        try:
-            code = self._code or encode(self._start, index=START)
-            self._pid = launcher.spawn(code, (theirs, theirs, theirs), theirs, *self._fds)
-        except BaseException:
-            os.close(ours)
-            raise
-        finally:
-            os.close(theirs)
-        self._control = ours
+        self._launch.begin(self._code or encode(self._start, index=START), *self._fds)
         return self
 
     async def __aexit__(
@@ -70,8 +60,8 @@ class Helper:
     ) -> None:
         # At the end of its socket it leaves, unless it is still in a call of an unfinished request:
         # what is inside can make an open or a connect last for ever.
-        os.close(self._control)
-        await reap(self._waiter, self._pid, kill=kind is not None)
+        self._launch.hang_up()
+        await left(self._waiter, self._launch, kill=kind is not None)
 
     async def ask(self, *steps: Step, deadline: float = inf) -> Answer:
         """
@@ -81,16 +71,16 @@ class Helper:
             KernelError: One failed; those after it were not tried. ETIMEDOUT: *deadline* came first.
             StateError: The sandbox has ended.
         """
-        fds: list[int] = []
+        control, fds = self._launch.control, list[Fd]()
         what = (str(steps[-1]), steps[-1].why) if steps else ("recvmsg()", "ask a helper")
         try:
             self._send(encode(steps))
             while True:
-                waiting = {fd: READ for fd in (self._control, self._place) if fd >= 0}
-                ready = await answer(self._waiter, waiting, self._pid, what, deadline=deadline)
+                waiting = {fd: READ for fd in (control, self._place) if fd >= 0}
+                ready = await answer(self._waiter, waiting, self._launch.launcher, what, deadline=deadline)
                 if not ready:
                     raise KernelError(errno.ETIMEDOUT, *what)
-                report = self._receive() if self._control in ready else None
+                report = self._receive() if control in ready else None
                 if report is None:
                     raise await self._gone()
                 if report.kind == launcher.READY:
@@ -102,12 +92,13 @@ class Helper:
                 else:
                     raise failure(steps, report.step, report.error)
         except BaseException:
-            launcher.close(*fds)
+            for fd in fds:
+                fd.close()
             raise
 
     def _send(self, code: bytes) -> None:
         try:
-            launcher.send(self._control, code)
+            self._launch.send(code)
         except KernelError as error:
             # It has ended at its start, and what it had to say about that stands in the socket.
             if error.errno != errno.EPIPE:
@@ -115,15 +106,15 @@ class Helper:
 
     def _receive(self) -> launcher.Reported | None:
         try:
-            return launcher.receive(self._control)
+            return self._launch.hear()
         except KernelError as error:
             # It has ended without having read what we sent; what it had to say comes after that.
             if error.errno != errno.ECONNRESET:
                 raise
-            return launcher.receive(self._control)
+            return self._launch.hear()
 
     async def _gone(self) -> Exception:
-        return KernelError(errno.EPIPE, f"recvmsg({self._control})", "the helper ended without a word")
+        return KernelError(errno.EPIPE, f"recvmsg({self._launch.control})", "the helper ended without a word")
 
     def _not_started(self, error: KernelError) -> Exception:
         return error

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sandboxlib import quantity
 from sandboxlib.engine.session import Session
+from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.plan.flags import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -61,10 +62,10 @@ class Size(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Both ends of a pseudo-terminal, owned by the caller."""
+    """Both ends of a pseudo-terminal."""
 
-    master: int
-    slave: int
+    master: Fd
+    slave: Fd
 
 
 async def open_pair(engine: Engine, size: Size) -> Pair:
@@ -80,8 +81,8 @@ async def open_pair(engine: Engine, size: Size) -> Pair:
     async with Session(engine) as session:
         answer = await session.ask(*_steps(engine))
     pair = Pair(*answer.fds)
-    resize(pair.master, size)
-    _expect_utf8(pair.master)
+    resize(pair.master.fileno(), size)
+    _expect_utf8(pair.master.fileno())
     return pair
 
 
@@ -120,10 +121,10 @@ def _expect_utf8(master: int) -> None:
 
 
 class Stream(io.FileIO):
-    """Our end of a command's pipe: what was looked at is still to be read."""
+    """Our end of a command's pipe, taken from *fd*: what was looked at is still to be read."""
 
-    def __init__(self, fd: int, mode: str) -> None:
-        super().__init__(fd, mode)
+    def __init__(self, fd: Fd, name: str, mode: str = "rb") -> None:
+        super().__init__(name, mode, opener=fd.opener)
         self._ahead = bytearray()
         self._sealed = False
 
@@ -190,8 +191,8 @@ class Terminal(Stream):
     switched the echo off. Closing it hangs up: the command gets SIGHUP.
     """
 
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd, "r+b")
+    def __init__(self, fd: Fd) -> None:
+        super().__init__(fd, "<terminal>", "r+b")
 
     def look(self) -> bytes:
         """Read what is there and keep it for the next reader."""

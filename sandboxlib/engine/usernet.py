@@ -24,6 +24,7 @@ from sandboxlib.errors import KernelError, NetworkError, SandboxError
 from sandboxlib.kernel import netlink
 from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
+from sandboxlib.kernel.descriptor import Fd, socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,9 +90,9 @@ class Userland:
         self._ports.take(self._spec.ports, ipv6=False)
         self.values = {"hosts": self._path("hosts"), "resolv": self._path("resolv")}
 
-    async def connect(self, waiter: Waiter, pid: int, fd: int) -> SandboxError | None:
+    async def connect(self, waiter: Waiter, pid: int, fd: Fd) -> SandboxError | None:
         """Start the helper; returns when it has connected the sandbox, with what went wrong or None."""
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0, fileno=fd) as inside:
+        with socket_of(fd) as inside:
             try:
                 self._helper = await waiter.work(lambda: self._connect(pid, inside))
             except SandboxError as problem:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sandboxlib.engine.sandbox import Engine
     from sandboxlib.engine.terminal import Size
 
+P = TypeVar("P")
 Args = Sequence[str | bytes | os.PathLike[str]]
 
 
@@ -38,6 +39,7 @@ def words(engine: Engine, args: Args | None) -> Args:
 async def popen(
     engine: Engine,
     args: Args | None,
+    face: Callable[[Process], P],
     *,
     stdin: Any = UNSAID,
     stdout: Any = UNSAID,
@@ -49,16 +51,20 @@ async def popen(
     rows: Any = None,
     columns: Any = None,
     text: bool = False,
-) -> Process:
-    """Start a command and return while it runs."""
+) -> P:
+    """Start a command and return while it runs; what the caller gets of it is made by *face*."""
     check_limits(limits, popen=True)
     if tty and text:
         raise SpecError("text", text, "left out with tty=True: a terminal is read as bytes")
     size = check_tty(tty, rows, columns, stdin=stdin, stdout=stdout, stderr=stderr)
     engine.check()
     process = Process(engine, words(engine, args))
-    await process.start(size or stdio(stdin, stdout, stderr), env=env, cwd=cwd, limits=limits)
-    return process
+    try:
+        await process.start(size or stdio(stdin, stdout, stderr), env=env, cwd=cwd, limits=limits)
+        return face(process)
+    except BaseException:
+        await process.abandon()
+        raise
 
 
 def check_tty(tty: object, rows: object, columns: object, **streams: object) -> Size | None:
@@ -121,21 +127,24 @@ async def run(
     engine.check()
     args = words(engine, args)
     process = Process(engine, args)
-    if not await process.start(
-        stdio(feed, stdout, stderr), env=env, cwd=cwd, limits=limits, deadline=deadline
-    ):
-        assert timeout is not None
-        raise TimeoutExpired(args, timeout, *(written(Kept(), decoding) for _ in range(2)))
-    captured = await communicate(
-        process,
-        data,
-        deadline=deadline,
-        limits=limits,
-        max_output=kept,
-        kill_past=overflow == "kill",
-        on_line=on_line,
-        decoding=decoding,
-    )
+    try:
+        io = stdio(feed, stdout, stderr)
+        if not await process.start(io, env=env, cwd=cwd, limits=limits, deadline=deadline):
+            assert timeout is not None
+            raise TimeoutExpired(args, timeout, *(written(Kept(), decoding) for _ in range(2)))
+        captured = await communicate(
+            process,
+            data,
+            deadline=deadline,
+            limits=limits,
+            max_output=kept,
+            kill_past=overflow == "kill",
+            on_line=on_line,
+            decoding=decoding,
+        )
+    except BaseException:
+        await process.abandon()
+        raise
     streams = captured.stdout, captured.stderr
     if captured.expired:
         assert timeout is not None

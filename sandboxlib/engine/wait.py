@@ -16,6 +16,7 @@ from sandboxlib.engine.session import Session
 from sandboxlib.engine.terminal import Stream
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError, SpecError, StateError, TimeoutExpired
+from sandboxlib.kernel.descriptor import Fd, socket_of
 from sandboxlib.plan.flags import O_CLOEXEC, SOCK_CLOEXEC, Named
 from sandboxlib.plan.steps import Call, Report
 
@@ -96,14 +97,12 @@ async def _listens(engine: Engine, port: int, protocol: str, deadline: float) ->
 
     Kernel: sock_diag(7).
     """
-    from socket import socket
-
     async with Session(engine) as session:
         why = "which sockets listen"
         made = Call("socket", (_AF_NETLINK, DGRAM | SOCK_CLOEXEC, _SOCK_DIAG), why, out=SOCKET)
         answer = await session.ask(made, Report("ready", why, SOCKET), deadline=deadline)
     rest = _FIRST_PAUSE
-    with socket(fileno=answer.fds[0]) as diag:
+    with socket_of(answer.fds[0]) as diag:
         while True:
             if port in _listening(diag, engine.pid, protocol):
                 return True
@@ -162,8 +161,7 @@ async def _exists(engine: Engine, path: str, deadline: float) -> bool:
     waiter = engine.waiter
     async with Session(engine) as session:
         while True:
-            watch = await _watch(session, path)
-            try:
+            with await _watch(session, path) as watch:
                 # After the watch is set: what is made from here on is told.
                 if await _is_there(session, path):
                     return True
@@ -174,9 +172,6 @@ async def _exists(engine: Engine, path: str, deadline: float) -> bool:
                 patience = _LOOK if watch >= 0 else _LAST_PAUSE
                 await waiter.ready(wanted, min(deadline, now + patience))
                 await engine.check_alive()
-            finally:
-                if watch >= 0:
-                    os.close(watch)
 
 
 async def _is_there(session: Session, path: str) -> bool:
@@ -189,8 +184,8 @@ async def _is_there(session: Session, path: str) -> bool:
     return True
 
 
-async def _watch(session: Session, path: str) -> int:
-    """An inotify descriptor, made inside, that watches the deepest folder; -1 if there are too many."""
+async def _watch(session: Session, path: str) -> Fd:
+    """An inotify descriptor, made inside, that watches the deepest folder; none if there are too many."""
     why = "hear of what is made"
     folder = path
     while folder != "/":
@@ -204,12 +199,12 @@ async def _watch(session: Session, path: str) -> int:
             )
         except KernelError as error:
             if error.errno in (errno.EMFILE, errno.ENOSPC):
-                return -1
+                return Fd()
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
         else:
             return answer.fds[0]
-    return -1
+    return Fd()
 
 
 def _text(value: object) -> bytes:

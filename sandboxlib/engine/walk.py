@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from sandboxlib.engine.session import Answer, Helper
 from sandboxlib.errors import KernelError
+from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.plan.flags import (
     AT_FDCWD,
     AT_REMOVEDIR,
@@ -114,26 +115,20 @@ class Requests:
         if self._waiting:
             await self.ask()
 
-    async def descriptor(self, *steps: Call) -> int:
-        """Carry out *steps*; what the last one opened is handed out, owned by the caller."""
+    async def descriptor(self, *steps: Call) -> Fd:
+        """Carry out *steps*; what the last one opened is handed out."""
         answer = await self.ask(*steps, Report("ready", "hand it out", steps[-1].out))
         return answer.fds[0]
 
     async def names(self, base: int, path: bytes, why: str) -> list[bytes]:
         """The names in a folder below *base*, sorted; it stays open as `FOLDER`."""
-        fd = await self.descriptor(opening(base, path, O_RDONLY | O_DIRECTORY, why, out=FOLDER))
-        try:
+        with await self.descriptor(opening(base, path, O_RDONLY | O_DIRECTORY, why, out=FOLDER)) as fd:
             return sorted(map(os.fsencode, os.listdir(fd)))
-        finally:
-            os.close(fd)
 
     async def kind(self, base: int, name: bytes, why: str) -> os.stat_result:
         """What *name* in the folder *base* is, as the program sees it, without opening it."""
-        fd = await self.descriptor(opening(base, name, O_PATH | O_NOFOLLOW, why))
-        try:
+        with await self.descriptor(opening(base, name, O_PATH | O_NOFOLLOW, why)) as fd:
             return os.fstat(fd)
-        finally:
-            os.close(fd)
 
 
 async def remove(requests: Requests, parent: int, name: bytes) -> None:

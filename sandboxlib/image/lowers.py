@@ -8,9 +8,11 @@ import stat as modes
 from collections.abc import Iterator
 
 from sandboxlib.errors import KernelError
+from sandboxlib.kernel.descriptor import Fd, dup, openat
+from sandboxlib.kernel.syscall import failed
 
 WHY = "see what has changed"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def is_whiteout(found: os.stat_result) -> bool:
@@ -25,7 +27,7 @@ def opaque(fd: int, mark: str) -> bool:
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
             return False
-        raise KernelError(error.errno or 0, f'fgetxattr({fd}, "{mark}")', WHY) from None
+        raise failed(error, f'fgetxattr({fd}, "{mark}")', WHY) from None
 
 
 class Layers:
@@ -41,22 +43,22 @@ class Layers:
         self._mark = mark
         self._base = base
         # (the layer's number, the folder), as far down as they show through.
-        self._open: list[tuple[int, int]] = []
+        self._open: list[tuple[int, Fd]] = []
 
     def open(self, tops: tuple[int, ...], path: bytes) -> None:
         """Open the folder *path* in each of the layers *tops* that shows through."""
         for top in tops:
             fd = descend(top, path)
-            if fd < 0:
+            if not fd:
                 continue
             self._open.append((top, fd))
-            if path and opaque(fd, self._mark):
+            if path and opaque(fd.fileno(), self._mark):
                 break
 
     def close(self) -> None:
         """Close what is open."""
         for _, fd in self._open:
-            os.close(fd)
+            fd.close()
 
     def look(self, name: bytes) -> tuple[os.stat_result | None, tuple[int, ...]]:
         """What *name* is, and the layers in which it is a folder that is merged with those above."""
@@ -64,11 +66,11 @@ class Layers:
         folders: list[int] = []
         for top, fd in self._open:
             try:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                found = os.stat(name, dir_fd=fd.fileno(), follow_symlinks=False)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise KernelError(error.errno or 0, f"fstatat({fd}, {name!r})", WHY) from None
+                raise failed(error, f"fstatat({fd.fileno()}, {name!r})", WHY) from None
             if top == self._base:
                 found = _of_root(found)
             if modes.S_ISDIR(found.st_mode) and not (first and not folders):
@@ -84,17 +86,17 @@ class Layers:
         """The folder, of the topmost layer that has it, in which *name* is."""
         for _, fd in self._open:
             try:
-                os.stat(name, dir_fd=fd, follow_symlinks=False)
+                os.stat(name, dir_fd=fd.fileno(), follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            return fd
+            return fd.fileno()
         raise KernelError(errno.ENOENT, f"fstatat({name!r})", WHY)
 
     def names(self) -> Iterator[bytes]:
         """All names, each once, without those that are whited out."""
         listed: set[bytes] = set()
         for _, fd in self._open:
-            for name in map(os.fsencode, os.listdir(fd)):
+            for name in map(os.fsencode, os.listdir(fd.fileno())):
                 if name not in listed:
                     listed.add(name)
                     if self.look(name)[0] is not None:
@@ -108,19 +110,17 @@ def _of_root(found: os.stat_result) -> os.stat_result:
     return os.stat_result(fields, {"st_rdev": found.st_rdev, "st_mtime_ns": found.st_mtime_ns})
 
 
-def descend(top: int, path: bytes) -> int:
-    """Open the folder *path* below *top*; -1 if it is no more. Links in a layer are not followed."""
-    fd = os.dup(top)
+def descend(top: int, path: bytes) -> Fd:
+    """Open the folder *path* below *top*; none if it is no more. Links in a layer are not followed."""
+    fd = dup(top)
     for part in filter(None, path.split(b"/")):
         try:
-            below = os.open(part, _FOLDER, dir_fd=fd)
-        except OSError as error:
+            with fd as above:
+                fd = openat(part, _FOLDER, at=above, why=WHY)
+        except KernelError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return -1
-            raise KernelError(error.errno or 0, f"openat({fd}, {part!r})", WHY) from None
-        finally:
-            os.close(fd)
-        fd = below
+                return Fd()
+            raise
     return fd
 
 

@@ -14,9 +14,11 @@ import fcntl
 import os
 import stat as modes
 from collections.abc import Callable, Iterable
+from contextlib import closing
 
-from sandboxlib.errors import KernelError
 from sandboxlib.image.lowers import Layers, descend
+from sandboxlib.kernel.descriptor import openat
+from sandboxlib.kernel.syscall import failed
 
 _FICLONE = 0x40049409
 _CHUNK = 1 << 24
@@ -48,9 +50,7 @@ def merge(
     folders: list[tuple[bytes, tuple[int, ...]]] = [(b"", tops)]
     made: list[tuple[bytes, int, os.stat_result]] = []
     for path, below in folders:
-        layers = Layers(mark)
-        out = descend(target, path)
-        try:
+        with closing(Layers(mark)) as layers, descend(target, path) as out:
             layers.open(below, path)
             for name in layers.names():
                 cancelled()
@@ -67,20 +67,11 @@ def merge(
                     else:
                         copier.copy(holder, name, out, inside, found)
                 except OSError as error:
-                    if isinstance(error, KernelError):
-                        raise
-                    shown = os.fsdecode(inside)
-                    raise KernelError(error.errno or 0, f'copy("/{shown}")', _WHY) from None
-        finally:
-            layers.close()
-            os.close(out)
+                    raise failed(error, f'copy("/{os.fsdecode(inside)}")', _WHY) from None
     # From below: what is made in a folder changes its times.
     for path, _, found in reversed(made):
-        fd = descend(target, path)
-        try:
+        with descend(target, path) as fd:
             copier.settle(fd, found)
-        finally:
-            os.close(fd)
 
 
 class _Copier:
@@ -110,31 +101,20 @@ class _Copier:
             self._linked[key] = path
 
     def _file(self, holder: int, name: bytes, out: int, found: os.stat_result) -> None:
-        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=holder)
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(name, flags, 0o600, dir_fd=out)
-            try:
-                _content(source, fd, found.st_size)
-                _attributes(source, fd)
-                self.settle(fd, found)
-            finally:
-                os.close(fd)
-        finally:
-            os.close(source)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with (
+            openat(name, os.O_RDONLY | os.O_NOFOLLOW, at=holder) as source,
+            openat(name, flags, 0o600, at=out) as fd,
+        ):
+            _content(source, fd, found.st_size)
+            _attributes(source, fd)
+            self.settle(fd, found)
 
     def attributes_of_folder(self, holder: int, name: bytes, out: int) -> None:
         """Copy a folder's extended attributes."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        source = os.open(name, flags, dir_fd=holder)
-        try:
-            fd = os.open(name, flags, dir_fd=out)
-            try:
-                _attributes(source, fd)
-            finally:
-                os.close(fd)
-        finally:
-            os.close(source)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        with openat(name, flags, at=holder) as source, openat(name, flags, at=out) as fd:
+            _attributes(source, fd)
 
     def settle(self, fd: int, found: os.stat_result) -> None:
         """Give what is open its owner, mode and times; the owner first, which takes bits of the mode."""

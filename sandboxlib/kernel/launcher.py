@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from sandboxlib._native import ffi, lib
 from sandboxlib.errors import KernelError
+from sandboxlib.kernel.descriptor import Fd
 
 DONE, CHILD, READY, FAILED, NOT_FOUND = (
     int(lib.SBX_DONE),
@@ -19,6 +22,8 @@ DONE, CHILD, READY, FAILED, NOT_FOUND = (
     int(lib.SBX_NOT_FOUND),
 )
 INTERPRETER = int(lib.SBX_INTERPRETER)
+_SOCKET = int(lib.SBX_SOCKET)
+_EINTR = -errno.EINTR
 LIFETIME_OVER = int(lib.SBX_LIFETIME_OVER)
 #: Bytes of the longest program.
 MAX_SIZE = int(lib.SBX_MAX_SIZE)
@@ -31,87 +36,199 @@ class Reported(NamedTuple):
     One report: what `sbx_report` of protocol.h has, its index as `step`.
 
     Attributes:
-        fd: A descriptor that came along, owned by the receiver, or -1.
-        sender: The pid of who sent it, as the kernel tells it.
+        fd: A descriptor that came along, or none.
     """
 
     kind: int
     step: int
     error: int
     value: int
-    fd: int
-    sender: int
+    fd: Fd
 
 
-_image: dict[int, int] = {}
+class Ended(NamedTuple):
+    """
+    How a child of a launcher's ended, and what it used, by the kernel's word.
+
+    Attributes:
+        status: As `os.waitstatus_to_exitcode` gives it.
+        user, system: Seconds of CPU.
+        read, written: Blocks of 512 bytes.
+    """
+
+    status: int
+    user: float
+    system: float
+    read: int
+    written: int
 
 
-def _launcher() -> int:
+_images: dict[int, Fd] = {}
+
+
+def _image() -> int:
     # One sealed memfd per process: it is close-on-exec, and a forked child shares it harmlessly.
-    fd = _image.get(0, -1)
-    if fd < 0:
-        fd = lib.sbx_launcher_open()
-        if fd < 0:
-            raise KernelError(-fd, 'memfd_create("launcher")', "carry the launcher")
-        _image[0] = fd
-    return fd
+    fd = _images.get(0)
+    if fd is None:
+        fd = Fd()
+        rv = lib.sbx_launcher_open(fd.cell)
+        if rv < 0:
+            raise KernelError(-rv, 'memfd_create("launcher")', "carry the launcher")
+        fd = _images.setdefault(0, fd)
+    return fd.fileno()
 
 
-def spawn(program: bytes, stdio: tuple[int, int, int], control: int, *further: int) -> int:
+class Launch:
     """
-    Start the launcher with *program*; returns its pid, which the caller has to reap.
+    One start of the launcher, and the child that it makes: both are the program's own children.
 
-    The descriptors are borrowed: they become 0, 1, 2, `CONTROL` and from `FIRST` on.
-
-    Raises:
-        KernelError: There is no memory, or a limit on processes is reached.
-
-    Kernel: vfork(2), execveat(2), memfd_create(2).
+    It is there before it is begun, and what is begun is known to it whatever comes in between: so `close`
+    finds all that there is to be ended.
     """
-    fds = ffi.new("int[]", [*stdio, control, -1, *further])
-    pid = lib.sbx_spawn(_launcher(), program, len(program), fds, 5 + len(further))
-    if pid < 0:
-        raise KernelError(-pid, 'execveat(<launcher>, "", AT_EMPTY_PATH)', "start the launcher")
-    return int(pid)
 
+    __slots__ = ("__weakref__", "_at", "_owned")
 
-def socketpair() -> tuple[int, int]:
-    """Make two connected sockets that keep messages apart. Kernel: unix(7), SOCK_SEQPACKET."""
-    fds = ffi.new("int[2]")
-    rv = lib.sbx_socketpair(fds)
-    if rv < 0:
-        raise KernelError(-rv, "socketpair(AF_UNIX, SOCK_SEQPACKET)")
-    return fds[0], fds[1]
+    def __init__(self) -> None:
+        self._at = ffi.new("struct sbx_launch *", {"control": -1, "pidfd": -1})
+        self._owned = ffi.gc(self._at, lib.sbx_launch_end)
 
+    # ---- the launcher ---------------------------------------------------------------------
 
-def receive(control: int) -> Reported | None:
-    """The next report, or None at the end. Waits: ask first whether the descriptor is ready."""
-    report = ffi.new("struct sbx_report *")
-    passed, sender = ffi.new("int *"), ffi.new("int *")
-    while True:
-        rv = lib.sbx_receive(control, report, passed, sender)
-        if rv != -4:
-            break
-    if rv < 0:
-        raise KernelError(-rv, f"recvmsg({control})", "hear the launcher")
-    if rv == 0:
-        return None
-    return Reported(report.kind, report.index, report.error, report.value, passed[0], sender[0])
+    def begin(self, program: bytes, *further: int, stdio: tuple[int, int, int] | None = None) -> None:
+        """
+        Start the launcher with *program*.
 
+        The descriptors are borrowed: *stdio* become 0, 1, 2, which without it are its control socket, and
+        *further* stand from `FIRST` on.
 
-def pending(control: int) -> Iterator[Reported]:
-    """The reports that are there already; those after an interruption, once the launcher was reaped."""
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    while poll.poll(0) and (report := receive(control)) is not None:
-        yield report
+        Raises:
+            KernelError: There is no memory, or a limit on processes or descriptors is reached.
 
+        Kernel: vfork(2), execveat(2), memfd_create(2); unix(7), SOCK_SEQPACKET.
+        """
+        fds = ffi.new("int[]", [*(stdio or (_SOCKET,) * 3), _SOCKET, -1, *further])
+        rv = lib.sbx_launch(self._at, _image(), program, len(program), fds, 5 + len(further))
+        if rv < 0:
+            raise KernelError(-rv, 'execveat(<launcher>, "", AT_EMPTY_PATH)', "start the launcher")
 
-def send(control: int, program: bytes) -> None:
-    """Send a program to a launcher that serves."""
-    rv = lib.sbx_send(control, program, len(program))
-    if rv < 0:
-        raise KernelError(-rv, f"send({control}, <{len(program)} bytes>)", "ask the launcher")
+    @property
+    def control(self) -> int:
+        """Our end of its socket, or -1."""
+        return self._at.control  # type: ignore[no-any-return]
+
+    def hear(self) -> Reported | None:
+        """The next report, or None at the end. Waits: ask first whether `control` is ready."""
+        report, sender, fd = ffi.new("struct sbx_report *"), ffi.new("int *"), Fd()
+        while (rv := lib.sbx_hear(self._at, report, fd.cell, sender)) == _EINTR:
+            continue
+        if rv < 0:
+            raise KernelError(-rv, f"recvmsg({self.control})", "hear the launcher")
+        if rv == 0:
+            return None
+        return Reported(report.kind, report.index, report.error, report.value, fd)
+
+    def pending(self) -> Iterator[Reported]:
+        """The reports that are there already: all there will be, once the launcher was reaped."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        while poll.poll(0) and (report := self.hear()) is not None:
+            yield report
+
+    def send(self, program: bytes) -> None:
+        """Send a program to a launcher that serves."""
+        rv = lib.sbx_send(self.control, program, len(program))
+        if rv < 0:
+            raise KernelError(-rv, f"send({self.control}, <{len(program)} bytes>)", "ask the launcher")
+
+    def hang_up(self) -> None:
+        """Close our end of its socket; one that serves leaves at that."""
+        lib.sbx_close(ffi.addressof(self._at, "control"))
+
+    @property
+    def launcher(self) -> int:
+        """The launcher's pid, or 0 as long as it was not started."""
+        return self._at.launcher  # type: ignore[no-any-return]
+
+    def kill_launcher(self) -> None:
+        """Kill the launcher itself, whatever it is in the middle of."""
+        if self._at.launcher and not self._at.reaped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._at.launcher, signal.SIGKILL)
+
+    def reap_launcher(self) -> bool:
+        """See whether the launcher, if it was started, has ended; does not wait."""
+        rv = lib.sbx_reap(self._at)
+        if rv < 0:
+            raise KernelError(-rv, f"wait4({self._at.launcher})", "the launcher's end")
+        return bool(rv)
+
+    # ---- its child ------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """Of the child, or 0 as long as nobody has told of one."""
+        return self._at.child  # type: ignore[no-any-return]
+
+    @property
+    def pidfd(self) -> int:
+        """The child as a descriptor, borrowed; or -1."""
+        return self._at.pidfd  # type: ignore[no-any-return]
+
+    def pin(self) -> int:
+        """
+        Have the child as a descriptor.
+
+        Raises:
+            KernelError: ESRCH: it has ended, and the program ignores SIGCHLD.
+        """
+        if self._at.pidfd < 0:
+            pid = self._at.child
+            rv = lib.sbx_syscall_fd(ffi.addressof(self._at, "pidfd"), lib.SYS_pidfd_open, pid, 0, 0, 0, 0, 0)
+            if rv < 0:
+                raise KernelError(-rv, f"pidfd_open({pid})", "the launcher's child")
+        return self._at.pidfd  # type: ignore[no-any-return]
+
+    @property
+    def lives(self) -> bool:
+        """Is there a child that nobody has waited for?"""
+        return bool(self._at.child) and not self._at.ended
+
+    def kill(self) -> None:
+        """Kill the child, if there is one."""
+        if self.lives:
+            # It is not waited for, so nobody else has its number.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._at.child, signal.SIGKILL)
+
+    def wait(self) -> Ended | None:
+        """
+        How the child ended, or None as long as it runs; does not wait.
+
+        Raises:
+            ChildProcessError: Somebody else in the program took its status.
+        """
+        rv = lib.sbx_wait(self._at)
+        if rv < 0:
+            raise KernelError(-rv, f"wait4({self._at.child})", "the status of a child")
+        return self.ended
+
+    def reap_child(self) -> bool:
+        """See whether the child, if there is one, has ended, by whoever's word; does not wait."""
+        with contextlib.suppress(ChildProcessError):
+            self.wait()
+        return not self.lives
+
+    @property
+    def ended(self) -> Ended | None:
+        """How the child ended, if it was waited for; with zeros where somebody else took its status."""
+        at = self._at
+        if not at.ended:
+            return None
+        return Ended(os.waitstatus_to_exitcode(at.status), at.user, at.system, at.read, at.written)
+
+    def unpin(self) -> None:
+        """Close the child's descriptor."""
+        lib.sbx_close(ffi.addressof(self._at, "pidfd"))
 
 
 def close(*fds: int) -> None:

@@ -7,6 +7,7 @@ import os
 
 from sandboxlib._native import ffi, lib
 from sandboxlib.errors import KernelError
+from sandboxlib.kernel.descriptor import Fd
 
 _MASK = (1 << 64) - 1
 
@@ -16,12 +17,18 @@ def number(name: str) -> int:
     return int(getattr(lib, "SYS_" + (name if name != "prlimit" else "prlimit64")))
 
 
-def syscall(name: str, *args: int | bytes | bytearray, call: str = "") -> int:
+def syscall(name: str, *args: int | bytes | bytearray, call: str = "", into: Fd | None = None) -> int:
     """
     Make the system call *name*; a buffer is passed as its address, `bytes` only to be read.
 
+    Args:
+        name: Of the call.
+        args: Its arguments.
+        call: How an error prints it.
+        into: Gets the result of one that makes a descriptor.
+
     Raises:
-        KernelError: It failed; *call* is how the error prints it.
+        KernelError: It failed.
 
     Kernel: syscall(2).
     """
@@ -34,13 +41,28 @@ def syscall(name: str, *args: int | bytes | bytearray, call: str = "") -> int:
             buffer = ffi.from_buffer(arg)
             keep.append(buffer)
             numbers.append(int(ffi.cast("uintptr_t", buffer)))
+    numbers += [0] * (6 - len(numbers))
     while True:
-        rv = int(lib.sbx_syscall(number(name), *numbers, *(0,) * (6 - len(numbers))))
+        if into is None:
+            rv = lib.sbx_syscall(number(name), *numbers)
+        else:
+            rv = lib.sbx_syscall_fd(into.cell, number(name), *numbers)
         if rv != -_errno.EINTR:
             break
     if rv < 0:
         raise KernelError(-rv, call or f"{name}({', '.join(map(str, args))})")
-    return rv
+    return int(rv)
+
+
+def failed(error: OSError, call: str, step: str = "") -> OSError:
+    """
+    The `KernelError` for a call of `os` that failed with *error*.
+
+    One that no system call has raised is handed back as it is, such as the TimeoutError of a signal handler.
+    """
+    if error.errno is None or isinstance(error, KernelError):
+        return error
+    return KernelError(error.errno, call, step)
 
 
 def address(buffer: bytes | bytearray) -> int:

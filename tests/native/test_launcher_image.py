@@ -15,6 +15,7 @@ import pytest
 from sandboxlib._native import lib
 from sandboxlib.errors import KernelError
 from sandboxlib.kernel import launcher
+from sandboxlib.kernel.descriptor import Fd
 
 NATIVE = Path(__file__).parents[2] / "_native"
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_TLS, PT_GNU_STACK = 1, 2, 3, 7, 0x6474E551
@@ -30,9 +31,9 @@ class Segment(NamedTuple):
 
 @pytest.fixture(scope="module", name="image")
 def image_fixture() -> bytes:
-    fd = lib.sbx_launcher_open()
-    assert fd >= 0
-    with os.fdopen(fd, "rb") as file:
+    fd = Fd()
+    assert lib.sbx_launcher_open(fd.cell) >= 0
+    with open("<launcher>", "rb", opener=fd.opener) as file:
         file.seek(0)
         return file.read()
 
@@ -86,15 +87,14 @@ def test_nothing_of_the_machine_that_built_it_is_in_it(image: bytes) -> None:
 
 
 def test_nobody_can_change_it() -> None:
-    fd = lib.sbx_launcher_open()
-    try:
+    opened = Fd()
+    lib.sbx_launcher_open(opened.cell)
+    with opened as fd:
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
         assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals
         assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"\x90", 0)
-    finally:
-        os.close(fd)
 
 
 @pytest.mark.tool("gcc")
@@ -120,26 +120,20 @@ def test_the_sources_compile_without_a_warning(source: str, mode: str, tmp_path:
     "code", [b"\0" * 72, b"\1", b"\xff" * 720], ids=["no operation", "less than a header", "nonsense"]
 )
 def test_it_refuses_a_malformed_program_and_says_so(code: bytes) -> None:
-    ours, theirs = launcher.socketpair()
-    try:
-        pid = launcher.spawn(code, (theirs, theirs, theirs), theirs)
-        os.close(theirs)
-        report = launcher.receive(ours)
-        assert report is not None
-        assert (report.kind, report.error) == (launcher.FAILED, 22)
-        assert launcher.receive(ours) is None
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert launcher.reaped(pid) == 2
-    finally:
-        os.close(ours)
+    launch = launcher.Launch()
+    launch.begin(code)
+    report = launch.hear()
+    assert report is not None
+    assert (report.kind, report.error) == (launcher.FAILED, 22)
+    assert launch.hear() is None
+    os.waitid(os.P_PID, launch.launcher, os.WEXITED | os.WNOWAIT)
+    assert launch.reap_launcher()
+    assert launch.pid == 0
+    launch.hang_up()
 
 
 @pytest.mark.leaks
 def test_a_program_that_is_too_long_is_refused_before_anything_starts() -> None:
-    ours, theirs = launcher.socketpair()
-    try:
-        with pytest.raises(KernelError) as caught:
-            launcher.spawn(bytes((16 << 20) + 1), (theirs, theirs, theirs), theirs)
-        assert caught.value.errno == 22
-    finally:
-        launcher.close(ours, theirs)
+    with pytest.raises(KernelError) as caught:
+        launcher.Launch().begin(bytes((16 << 20) + 1))
+    assert caught.value.errno == 22

@@ -87,11 +87,13 @@ class Group(Protocol):
         name: Its name, `owner_token` and a number.
         spec: The limits in force.
         paths: Folder by controller; on v2 all are the same.
+        closed: Nothing begins in it any more.
     """
 
     name: str
     spec: CGroup
     paths: dict[str, str]
+    closed: bool
 
     def join_files(self) -> tuple[str, ...]:
         """Files into which a single-threaded process writes ``0`` to join, in this order."""
