@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import select
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from math import inf
+from collections.abc import Mapping
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import trio
 
@@ -26,70 +23,13 @@ from sandboxlib.plan.steps import Plan
 from sandboxlib.result import Change, Completed, ProcessInfo, Stats
 from sandboxlib.spec import SandboxSpec
 from sandboxlib.trio_process import AsyncProcess, sources
+from sandboxlib.trio_waiter import TRIO
 
 if TYPE_CHECKING:
     from sandboxlib.blocking import Args, Env, Stream
     from sandboxlib.engine.connect import Address
     from sandboxlib.trio_files import AsyncFiles
     from sandboxlib.trio_images import AsyncImage
-
-T = TypeVar("T")
-
-
-class TrioWaiter:
-    """Waits in trio's loop; each call is a checkpoint."""
-
-    async def ready(self, fds: Mapping[int, int], deadline: float = inf) -> set[int]:
-        """
-        Wait for any of them.
-
-        An epoll of its own is what the loop waits for: so several tasks may wait for one
-        descriptor (trio allows one), and one task for many, without a task for each.
-        """
-        if not fds:
-            await trio.sleep_until(deadline)
-            return set()
-        poll = select.poll()
-        for fd, events in fds.items():
-            poll.register(fd, events)
-        if found := _now(poll):
-            await trio.lowlevel.checkpoint()
-            return found
-        with select.epoll(len(fds) or 1) as epoll:
-            for fd, events in fds.items():
-                # The bits of poll(2) and of epoll(7) are the same.
-                epoll.register(fd, events)
-            while not found and trio.current_time() < deadline:
-                with trio.move_on_at(deadline):
-                    await trio.lowlevel.wait_readable(epoll.fileno())
-                # What somebody else took meanwhile is waited for again.
-                found = _now(poll)
-        if not found:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        return found
-
-    async def work(self, fn: Callable[[], T]) -> T:
-        """Run it in a worker thread."""
-        return await trio.to_thread.run_sync(fn)
-
-    def check(self) -> None:
-        """Raises: trio.Cancelled: The task that waits for this thread is cancelled."""
-        trio.from_thread.check_cancelled()
-
-    def shield(self) -> AbstractContextManager[object]:
-        """Within it, nothing is cancelled."""
-        return trio.CancelScope(shield=True)
-
-    def now(self) -> float:
-        """The loop's clock."""
-        return trio.current_time()
-
-
-def _now(poll: select.poll) -> set[int]:
-    return {fd for fd, _ in poll.poll(0)}
-
-
-TRIO = TrioWaiter()
 
 
 class AsyncSandbox:
@@ -398,4 +338,4 @@ async def run(args: Args, **options: Any) -> Completed:
 
 _RUN_OPTIONS = frozenset(name for name in AsyncSandbox.run.__annotations__ if name not in ("args", "return"))
 
-__all__ = ["AsyncProcess", "AsyncSandbox", "TrioWaiter", "run"]
+__all__ = ["AsyncProcess", "AsyncSandbox", "run"]

@@ -9,7 +9,7 @@ import trio
 
 from sandboxlib.engine import images
 from sandboxlib.images import AnyImage, OnProgress, Path
-from sandboxlib.trio import TRIO
+from sandboxlib.trio_waiter import TRIO
 
 if TYPE_CHECKING:
     from sandboxlib.image.archive import Given

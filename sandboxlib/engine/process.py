@@ -10,18 +10,17 @@ import threading
 from math import inf
 from typing import TYPE_CHECKING
 
-from sandboxlib import quantity
 from sandboxlib.engine import policy
 from sandboxlib.engine.encode import encode_command
 from sandboxlib.engine.once import Once
 from sandboxlib.engine.patience import LONGEST, answer, left
 from sandboxlib.engine.refusal import refusal
-from sandboxlib.engine.request import Stdio, arguments, candidates, default_cwd, variables
+from sandboxlib.engine.request import Stdio, requested
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError, SandboxError, StateError
 from sandboxlib.kernel import launcher, tagged
 from sandboxlib.kernel.descriptor import Fd, dup
-from sandboxlib.plan.command import Group, Request, environment
+from sandboxlib.plan.command import Group, Request
 from sandboxlib.result import Outcome, Usage
 
 if TYPE_CHECKING:
@@ -111,7 +110,11 @@ class Process:
         try:
             try:
                 engine.begin(once)
-                request = self._request(io, env, cwd, limits)
+                tty, foreign = (False, io.foreign) if isinstance(io, Stdio) else (True, False)
+                request = requested(
+                    engine.spec, engine.host, self.args,
+                    env=env, cwd=cwd, limits=limits, tty=tty, foreign=foreign,
+                )  # fmt: skip
                 if streams is None:
                     assert not isinstance(io, Stdio)
                     streams = await _on_terminal(engine, io)
@@ -184,18 +187,6 @@ class Process:
                 leaf.release()
             engine.leave(self)
             self.release()
-
-    def _request(self, io: Stdio | Size, env: object, cwd: object, limits: Limits | None) -> Request:
-        spec, host = self.engine.spec, self.engine.host
-        where = quantity.absolute("cwd", cwd) if cwd is not None else spec.cwd or default_cwd(spec)
-        argv = arguments(self.args)
-        tty, foreign = (False, io.foreign) if isinstance(io, Stdio) else (True, False)
-        extra = variables(env)
-        if tty and "TERM" not in dict(spec.env):
-            extra = {"TERM": "xterm", **extra}
-        environ = environment(spec, host, extra)
-        rlimits = policy.rlimits(limits)
-        return Request(candidates(argv[0], environ), argv, environ, where, tty, foreign, rlimits)
 
     async def _spawn(self, io: Stdio, request: Request, deadline: float) -> None:
         engine = self.engine

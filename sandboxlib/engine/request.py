@@ -10,13 +10,20 @@ import os
 import stat
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from sandboxlib import quantity
+from sandboxlib.engine import policy
 from sandboxlib.errors import SpecError
 from sandboxlib.kernel.descriptor import Fd, openat, pipe
+from sandboxlib.plan.command import Request, environment
 from sandboxlib.plan.root import WORK
 from sandboxlib.quantity import encodes
 from sandboxlib.spec import SandboxSpec
+
+if TYPE_CHECKING:
+    from sandboxlib.host import Host
+    from sandboxlib.limits import Limits
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 
@@ -145,3 +152,29 @@ def candidates(name: bytes, env: tuple[bytes, ...]) -> tuple[bytes, ...]:
 def default_cwd(spec: SandboxSpec) -> str:
     """Where commands begin when nothing is said."""
     return WORK if spec.rootfs is None or spec.rootfs.kind == "host" else "/"
+
+
+def requested(
+    spec: SandboxSpec,
+    host: Host,
+    args: object,
+    *,
+    env: object,
+    cwd: object,
+    limits: Limits | None,
+    tty: bool,
+    foreign: bool,
+) -> Request:
+    """
+    The command *args* as plans take it, on a terminal of its own with *tty*; *foreign* as in `Stdio`.
+
+    Raises:
+        SpecError: Something of it makes no sense.
+    """
+    where = quantity.absolute("cwd", cwd) if cwd is not None else spec.cwd or default_cwd(spec)
+    argv, extra = arguments(args), variables(env)
+    if tty and "TERM" not in dict(spec.env):
+        extra = {"TERM": "xterm", **extra}
+    environ = environment(spec, host, extra)
+    rlimits = policy.rlimits(limits)
+    return Request(candidates(argv[0], environ), argv, environ, where, tty, foreign, rlimits)

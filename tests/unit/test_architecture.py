@@ -62,6 +62,7 @@ MEMBERS: dict[str, str] = {
     "trio": "faces",
     "trio_files": "faces",
     "trio_process": "faces",
+    "trio_waiter": "faces",
     "__init__": "top",
     "__main__": "top",
     "cli": "top",
@@ -84,7 +85,7 @@ ONLY_IN = {
     "urllib3": ("image/",),
     "compression": ("image/",),
     "backports": ("image/",),
-    "trio": ("trio.py", "trio_process.py", "trio_images.py"),
+    "trio": ("trio.py", "trio_process.py", "trio_images.py", "trio_waiter.py"),
     "asyncio": (),
 }
 # What `import sandboxlib` must not load, for the time it takes or the threads it starts.
