@@ -111,13 +111,12 @@ class Process:
             try:
                 engine.begin(once)
                 tty, foreign = (False, io.foreign) if isinstance(io, Stdio) else (True, False)
-                request = requested(
-                    engine.spec, engine.host, self.args,
-                    env=env, cwd=cwd, limits=limits, tty=tty, foreign=foreign,
-                )  # fmt: skip
+                request = requested(engine, self.args, env, cwd, limits, tty=tty, foreign=foreign)
                 if streams is None:
+                    from sandboxlib.engine.terminal import on_terminal
+
                     assert not isinstance(io, Stdio)
-                    streams = await _on_terminal(engine, io)
+                    streams = await on_terminal(engine, io)
                 await self._begin(streams, request, limits, deadline)
             finally:
                 engine.begun(once)
@@ -227,13 +226,9 @@ class Process:
         engine, launch, failed = self.engine, self._launch, None
         what = ("execve()", "the command begins")
         while True:
+            fds, pid = {launch.control: READ}, self.pid or launch.launcher
             if not await answer(
-                engine.waiter,
-                {launch.control: READ},
-                self.pid or launch.launcher,
-                what,
-                deadline=deadline,
-                excused=lambda: engine.frozen,
+                engine.waiter, fds, pid, what, deadline=deadline, excused=lambda: engine.frozen
             ):
                 raise _TooLateError
             report = launch.hear()
@@ -402,10 +397,3 @@ class Process:
                 self.leaf.kill()
             elif self.mark:
                 tagged.kill_tagged(os.fstat(self.mark.fileno()).st_ino)
-
-
-async def _on_terminal(engine: Engine, size: Size) -> Stdio:
-    from sandboxlib.engine.terminal import open_pair
-
-    master, slave = await open_pair(engine, size)
-    return Stdio((slave.fileno(),) * 3, (Fd(), Fd(), Fd()), (slave,), foreign=False, terminal=master)

@@ -22,7 +22,7 @@ from sandboxlib.quantity import encodes
 from sandboxlib.spec import SandboxSpec
 
 if TYPE_CHECKING:
-    from sandboxlib.host import Host
+    from sandboxlib.engine.sandbox import Engine
     from sandboxlib.limits import Limits
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
@@ -155,13 +155,12 @@ def default_cwd(spec: SandboxSpec) -> str:
 
 
 def requested(
-    spec: SandboxSpec,
-    host: Host,
+    engine: Engine,
     args: object,
-    *,
     env: object,
     cwd: object,
     limits: Limits | None,
+    *,
     tty: bool,
     foreign: bool,
 ) -> Request:
@@ -171,10 +170,11 @@ def requested(
     Raises:
         SpecError: Something of it makes no sense.
     """
+    spec = engine.spec
     where = quantity.absolute("cwd", cwd) if cwd is not None else spec.cwd or default_cwd(spec)
     argv, extra = arguments(args), variables(env)
     if tty and "TERM" not in dict(spec.env):
         extra = {"TERM": "xterm", **extra}
-    environ = environment(spec, host, extra)
+    environ = environment(spec, engine.host, extra)
     rlimits = policy.rlimits(limits)
     return Request(candidates(argv[0], environ), argv, environ, where, tty, foreign, rlimits)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sandboxlib import quantity
+from sandboxlib.engine.request import Stdio
 from sandboxlib.engine.session import Session
 from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.plan.flags import (
@@ -84,6 +85,12 @@ async def open_pair(engine: Engine, size: Size) -> Pair:
     resize(pair.master.fileno(), size)
     _expect_utf8(pair.master.fileno())
     return pair
+
+
+async def on_terminal(engine: Engine, size: Size) -> Stdio:
+    """Make a pseudo-terminal inside, and have a command's three streams on it. Raises: as `open_pair`."""
+    master, slave = await open_pair(engine, size)
+    return Stdio((slave.fileno(),) * 3, (Fd(), Fd(), Fd()), (slave,), foreign=False, terminal=master)
 
 
 def _steps(engine: Engine) -> tuple[Step, ...]:
@@ -252,4 +259,4 @@ class Terminal(Stream):
         return bool(poll.poll(0))
 
 
-__all__ = ["Pair", "Size", "Stream", "Terminal", "open_pair", "resize"]
+__all__ = ["Pair", "Size", "Stream", "Terminal", "on_terminal", "open_pair", "resize"]
