@@ -405,3 +405,13 @@ static long sbx_write_file(int dir, const char *path, const char *data, size_t s
 	close(fd);
 	return saved;
 }
+
+/* The program's *count* hard resource limits, and behind them its soft one on descriptors. */
+static void sbx_limits(uint64_t *limits, int count)
+{
+	struct rlimit found;
+
+	for (int i = 0; i < count; i++)
+		limits[i] = getrlimit(i, &found) < 0 ? RLIM_INFINITY : found.rlim_max;
+	limits[count] = getrlimit(RLIMIT_NOFILE, &found) < 0 ? RLIM_INFINITY : found.rlim_cur;
+}

@@ -20,6 +20,7 @@ static void sbx_launch_end(struct sbx_launch *launch);
 static long sbx_send(int fd, const void *data, size_t size);
 static long sbx_read_file(int dir, const char *path, char *buffer, size_t size);
 static long sbx_write_file(int dir, const char *path, const char *data, size_t size);
+static void sbx_limits(uint64_t *limits, int count);
 
 /* protocol.h */
 #define SBX_SYSCALL ...

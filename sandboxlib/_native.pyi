@@ -24,6 +24,7 @@ class _Lib:
     def sbx_send(self, fd: int, data: object, size: int, /) -> int: ...
     def sbx_read_file(self, dir: int, path: bytes, buffer: object, size: int, /) -> int: ...  # noqa: A002
     def sbx_write_file(self, dir: int, path: bytes, data: object, size: int, /) -> int: ...  # noqa: A002
+    def sbx_limits(self, limits: object, count: int, /) -> None: ...
     SBX_SYSCALL: Final[int]
     SBX_WRITE: Final[int]
     SBX_POINTER: Final[int]

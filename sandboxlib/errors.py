@@ -95,6 +95,13 @@ _HINTS: dict[tuple[str, int], str] = {
         _errno.E2BIG,
     ): "arguments and variables take at most a quarter of RLIMIT_STACK together (2 MiB by default), and "
     "128 KiB each",
+    ("execve", _errno.EAGAIN): "the program's RLIMIT_NPROC is reached",
+    ("execveat", _errno.EAGAIN): "the program's RLIMIT_NPROC, a pids limit or kernel.pid_max is reached",
+    ("execveat", _errno.EFBIG): "the program's RLIMIT_FSIZE does not let it write the launcher's steps",
+    ("execveat", _errno.EMFILE): "the program's RLIMIT_NOFILE is reached",
+    ("execveat", _errno.EINVAL): "the program's RLIMIT_NOFILE is too low for what the launcher is handed",
+    ("memfd_create", _errno.EFBIG): "the program's RLIMIT_FSIZE does not let it write the launcher",
+    ("prlimit", _errno.EPERM): "the program's own hard limit, or fs.nr_open, is lower",
     ("execveat", _errno.EACCES): "vm.memfd_noexec forbids running from a memfd; set it to 0 or 1",
     ("fsopen", _errno.EPERM): "mounting needs CAP_SYS_ADMIN in the mount namespace's user namespace",
     ("fsmount", _errno.EPERM): "the host's /proc or /sys is partly masked, so the kernel refuses a fresh one "

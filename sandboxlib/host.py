@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import attrs
 
+#: RLIM_INFINITY of getrlimit(2).
+UNLIMITED = (1 << 64) - 1
+
 
 @attrs.frozen(kw_only=True)
 class CGroupHost:
@@ -21,6 +24,7 @@ class CGroupHost:
             made; on v2 all are the same folder. Besides controllers ``devices``, ``freezer`` and
             ``cpuacct`` stand here where device rules, freezing and CPU accounting can be had.
         hint: One sentence: why a controller that is not in `bases` is missing, and the way out.
+        above: The tightest limits of the groups above, by field of `CGroup`; filled in when a sandbox begins.
         offer: Where there is none, but systemd can be asked for one: what that would be, with the
             folder of the user's systemd for `bases`. It is asked when a sandbox that wants limits begins.
         offered: This is such an offer, and nothing of it is there yet.
@@ -29,6 +33,7 @@ class CGroupHost:
     version: int = 0
     bases: dict[str, str] = attrs.field(factory=dict, hash=False)
     hint: str = ""
+    above: tuple[tuple[str, int], ...] | None = None
     offer: CGroupHost | None = None
     offered: bool = False
 
@@ -68,6 +73,11 @@ class Host:
         landlock: Version of the Landlock ABI, 0 without.
         labels: Security modules that are active and give programs labels: ``apparmor``, ``selinux``.
         hidden: System calls that are not to be had: the kernel is too old, or a filter hides them.
+        memory: Bytes of memory that the machine has.
+        limits: The program's own hard resource limits by name, those that are finite; filled in when a
+            sandbox or a command begins, see `sandboxlib.engine.current`.
+        descriptors: Its soft limit on descriptors; filled in as well.
+        raises_limits: It may set resource limits above its own: CAP_SYS_RESOURCE.
         subuids, subgids: Subordinate (start, count), if newuidmap(1) and newgidmap(1) can be used.
         subids_fault: What is wrong with those that the user was given, and what to do; empty where he was
             given none, or can use them.
@@ -95,6 +105,10 @@ class Host:
     landlock: int = 0
     labels: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
+    memory: int = 8 << 30
+    limits: tuple[tuple[str, int], ...] = ()
+    descriptors: int = 1024
+    raises_limits: bool = False
     subuids: tuple[int, int] | None = None
     subgids: tuple[int, int] | None = None
     subids_fault: str = ""
@@ -109,3 +123,7 @@ class Host:
     pasta: str = ""
     slirp4netns: str = ""
     tun: bool = False
+
+    def hard(self, name: str) -> int:
+        """The program's own hard limit on a resource; what the kernel calls infinity where it has none."""
+        return dict(self.limits).get(name, UNLIMITED)

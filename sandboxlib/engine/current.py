@@ -11,7 +11,9 @@ import attrs
 from sandboxlib.engine.ids import IdRanges
 from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.host import CGroupHost, Host
-from sandboxlib.kernel.cgroup import acquire, sweep
+from sandboxlib.kernel.cgroup import above, acquire, sweep
+from sandboxlib.kernel.limits import Own
+from sandboxlib.kernel.limits import own as own_limits
 from sandboxlib.kernel.probe import probe, view
 from sandboxlib.mount import Mount
 from sandboxlib.plan.ceilings import with_groups
@@ -20,6 +22,10 @@ from sandboxlib.spec import SandboxSpec
 if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.kernel.launcher import Launch
+
+
+#: Limits of groups above, by field.
+_Above = tuple[tuple[str, int], ...]
 
 
 class Program:
@@ -39,7 +45,7 @@ class Program:
         self.children: set[int] = set()
         self.late: set[Launch] = set()
         self._swept = False
-        self._seen: dict[tuple[frozenset[str], str], Host] = {(frozenset(), ""): self.host}
+        self._seen: dict[tuple[frozenset[str], str, Own, _Above], Host] = {}
         self._faults: dict[str, str] = {}
         # What programs left that were killed: the kernel frees all but their cgroups.
         sweep(self.host.cgroups)
@@ -70,19 +76,33 @@ class Program:
             # What another thread or task has found meanwhile is the same, and known to caches.
             if not self.host.cgroups.version:
                 self.host = attrs.evolve(self.host, cgroups=found)
-                self._seen = {(frozenset(), ""): self.host}
+                self._seen.clear()
         return self.host.cgroups
 
     def look_again(self) -> None:
         """What the host shows may have changed since this program began: see what is there now."""
         self.host = attrs.evolve(self.host, view=view())
-        self._seen = {(frozenset(), ""): self.host}
+        self._seen.clear()
 
-    def host_for(self, files: frozenset[str], fault: str = "") -> Host:
-        """The host, which bind sources are files, and why there is no overlay; the same object each time."""
-        key = files, fault
+    def host_for(self, files: frozenset[str] = frozenset(), fault: str = "") -> Host:
+        """
+        The host as it is now; the same object each time, if it is the same.
+
+        Args:
+            files: Which bind sources are files.
+            fault: Why there is no overlay.
+        """
+        limits, bounds = own_limits(), _bounds(self.host.cgroups)
+        key = files, fault, limits, bounds
         if key not in self._seen:
-            self._seen[key] = attrs.evolve(self.host, files=files, overlay_fault=fault)
+            self._seen[key] = attrs.evolve(
+                self.host,
+                files=files,
+                overlay_fault=fault,
+                limits=limits.hard,
+                descriptors=limits.descriptors,
+                cgroups=_below(self.host.cgroups, bounds),
+            )
         return self._seen[key]
 
     def overlay_fault(self, storage: str) -> str:
@@ -123,6 +143,28 @@ def program() -> Program:
     return _program(os.getpid(), os.geteuid())
 
 
+def _bounds(groups: CGroupHost) -> _Above:
+    # Where there is nothing yet, but systemd has something to offer: that will lie below the same.
+    return above(groups.offer or groups)
+
+
+def _below(groups: CGroupHost, bounds: _Above) -> CGroupHost:
+    if groups.offer is not None:
+        return attrs.evolve(groups, offer=attrs.evolve(groups.offer, above=bounds))
+    return attrs.evolve(groups, above=bounds)
+
+
+def limited(host: Host) -> Host:
+    """*host* with the resource limits that the program has by now; they can change at any time."""
+    limits = own_limits()
+    return host if (host.limits, host.descriptors) == limits else _limited(host, limits)
+
+
+@lru_cache(64)
+def _limited(host: Host, limits: Own) -> Host:
+    return attrs.evolve(host, limits=limits.hard, descriptors=limits.descriptors)
+
+
 def resolve(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
     """
     Look at the files that *spec* names, so that the planner need not; and the host as it finds it.
@@ -138,7 +180,7 @@ def _looked_at(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
     owner = program()
     spec = _shared_names(spec)
     if spec.rootfs is None and not spec.mounts and spec.security is None:
-        return spec, owner.host
+        return spec, owner.host_for()
     rootfs = spec.rootfs
     # Those of an image are the store's, which a plan may name before they are unpacked.
     lower = rootfs.lower if rootfs and rootfs.kind != "image" else ()

@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from sandboxlib.engine import policy
+from sandboxlib.engine.current import limited
 from sandboxlib.engine.encode import encode_command
 from sandboxlib.engine.once import Once
 from sandboxlib.engine.patience import LONGEST, answer, left
@@ -194,7 +195,7 @@ class Process:
             # Without clone3 it joins by itself, before it does anything else.
             folder = None if "clone3" in engine.host.hidden else self.leaf.clone_folder
             group = Group(folder, f"/proc/{engine.pid}/ns/cgroup", self.leaf.join_files())
-        code = encode_command(engine.spec, engine.host, request, group)
+        code = encode_command(engine.spec, limited(engine.host), request, group)
         if len(code) > launcher.MAX_SIZE:
             # More than the kernel takes in any case, whatever the limit on the stack is.
             raise KernelError(errno.E2BIG, f"execve({os.fsdecode(request.argv[0])!r})", "the command")

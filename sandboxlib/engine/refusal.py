@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from sandboxlib.engine.current import limited
 from sandboxlib.engine.encode import failure
 from sandboxlib.errors import CommandNotExecutableError, CommandNotFoundError, KernelError
 from sandboxlib.kernel import launcher
@@ -24,7 +25,7 @@ async def refusal(
     """The error for a *report* that the command *args* was not executed, or could not come so far."""
     if report.kind == launcher.NOT_FOUND:
         return _not_executed(engine, args, report, request)
-    steps = command(engine.spec, engine.host, request, group)
+    steps = command(engine.spec, limited(engine.host), request, group)
     error = failure(steps, report.step, report.error)
     setns = error.call.startswith("setns") and report.error in (errno.ESRCH, errno.EINVAL, errno.EPERM)
     # A process that is ending gives its namespaces up before it can be waited for.

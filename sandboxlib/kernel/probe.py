@@ -16,6 +16,7 @@ _FILES = {"mount": "mnt", "network": "net"}
 _KINDS = ("mount", "uts", "ipc", "network", "pid", "user", "cgroup", "time")
 # CHOWN, DAC_OVERRIDE, SETGID, SETUID, NET_ADMIN, SYS_ADMIN: what the launcher needs of root.
 _ROOT = sum(1 << n for n in (0, 1, 6, 7, 12, 21))
+_SYS_RESOURCE = 24
 
 #: Of the host's tree: programs and libraries.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
@@ -68,6 +69,8 @@ def probe() -> Host:
         landlock=_landlock(),
         labels=_labels(),
         hidden=hidden(),
+        memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        raises_limits=privileged and _keeps(_SYS_RESOURCE),
         subuids=ids.uids,
         subgids=ids.gids,
         subids_fault=ids.fault,
@@ -83,11 +86,16 @@ def probe() -> Host:
     )
 
 
-def _capabilities() -> int:
+def _capabilities(which: bytes = b"CapEff:") -> int:
     for line in read_file("/proc/self/status").splitlines():
-        if line.startswith(b"CapEff:"):
+        if line.startswith(which):
             return int(line.split()[1], 16)
     return 0
+
+
+def _keeps(capability: int) -> bool:
+    """Has it this capability, and what it executes too?"""
+    return bool(_capabilities() & _capabilities(b"CapBnd:") & 1 << capability)
 
 
 def _has_all_ids() -> bool:

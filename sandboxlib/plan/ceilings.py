@@ -15,6 +15,10 @@ from sandboxlib.spec import SandboxSpec
 #: For code that nobody vouches for: enough for a compiler, not enough to hurt a small machine.
 PIDS = 512
 MEMORY = 1 << 30
+#: Bytes that RLIMIT_DATA counts for a thread, whether it uses them or not: the usual stack.
+STACK = 8 << 20
+#: The part of the machine's memory that a Java machine begins with is a sixty-fourth, and its books as much.
+RUNTIMES = 32
 
 
 def asked(spec: SandboxSpec) -> CGroup:
@@ -53,13 +57,19 @@ def limits(spec: SandboxSpec, host: Host) -> CGroup:
     require(value, host.cgroups)
     if "ceilings" not in active(spec.without):
         return value
-    pids = PIDS if "pids" in host.cgroups.bases else None
-    memory = MEMORY if "memory" in host.cgroups.bases else None
+    above = dict(host.cgroups.above or ())
+    pids = min(PIDS, above.get("pids_max", PIDS)) if "pids" in host.cgroups.bases else None
+    memory = min(MEMORY, above.get("memory_max", MEMORY)) if "memory" in host.cgroups.bases else None
     return CGroup(pids_max=pids, memory_max=memory).merge(value)
 
 
 def rlimits(spec: SandboxSpec, host: Host) -> dict[str, int]:
-    """The ceilings as resource limits, for a host without the controllers; see `notes`."""
+    """
+    The ceilings as resource limits, for a host without the controllers; see `notes`.
+
+    RLIMIT_DATA counts what is set aside and not what is used: besides the memory itself there has to be
+    room for as many threads as there may be, and for what runtimes set aside by the size of the machine.
+    """
     found = {}
     if "ceilings" in active(spec.without):
         # RLIMIT_NPROC counts per user of the sandbox's own user namespace (Linux 5.14), so it holds
@@ -68,12 +78,18 @@ def rlimits(spec: SandboxSpec, host: Host) -> dict[str, int]:
             found["nproc"] = PIDS
         # Not RLIMIT_AS: runtimes reserve address space that they never use.
         if "memory" not in host.cgroups.bases:
-            found["data"] = MEMORY
+            found["data"] = MEMORY + PIDS * STACK + host.memory // RUNTIMES
     return found
 
 
 def notes(spec: SandboxSpec, host: Host) -> Iterator[str]:
     """What holds less tightly than it would with cgroups."""
-    for name, value in rlimits(spec, host).items():
-        what = "processes" if name == "nproc" else "bytes of private memory for each process"
+    for name, wanted in rlimits(spec, host).items():
+        value = min(wanted, host.hard(name))
+        what = "processes" if name == "nproc" else "bytes that each process may set aside"
         yield f"the default ceiling holds by RLIMIT_{name.upper()} ({value} {what}): {host.cgroups.hint}"
+    given = asked(spec).fields
+    for field, wanted in (("memory_max", MEMORY), ("pids_max", PIDS)):
+        limit = limits(spec, host).fields.get(field, wanted)
+        if field not in given and limit != wanted:
+            yield f"{field} is {limit} and not {wanted}: the limit of a group that the program is in"

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sandboxlib.host import Host
-from sandboxlib.plan import ceilings, labels
+from sandboxlib.plan import labels
 from sandboxlib.plan.confine import confine
 from sandboxlib.plan.flags import (
     AT_FDCWD,
@@ -30,7 +30,7 @@ from sandboxlib.plan.flags import (
     TIOCSCTTY,
     Named,
 )
-from sandboxlib.plan.protections import active
+from sandboxlib.plan.rlimits import rlimits, within
 from sandboxlib.plan.root import user_of
 from sandboxlib.plan.start import hosts, namespaces
 from sandboxlib.plan.steps import Call, Clone, Exec, Report, Serve, Step
@@ -43,7 +43,6 @@ GROUPS = 40
 
 _HOW = struct.Struct("=3Q")
 _LIMIT = struct.Struct("=2Q")
-_INFINITY = (1 << 64) - 1
 
 
 class Request(NamedTuple):
@@ -250,6 +249,8 @@ def serve(spec: SandboxSpec, host: Host) -> tuple[Step, ...]:
 
 def raised(spec: SandboxSpec, host: Host, request: Kind) -> tuple[Step, ...]:
     """Resource limits; set while the launcher still has the caller's rights, which raising one may need."""
+    # Each once, for what has been lowered is not to be raised again; and no more than the program may have.
+    found = dict(rlimits(spec, host)) | {name: within(pair, name, host) for name, pair in request.rlimits}
     return tuple(
         Call(
             "prlimit",
@@ -257,39 +258,8 @@ def raised(spec: SandboxSpec, host: Host, request: Kind) -> tuple[Step, ...]:
             "resource limits",
             text=f"RLIMIT_{name.upper()}, {pair}",
         )
-        for name, pair in (*rlimits(spec, host), *request.rlimits)
+        for name, pair in found.items()
     )
-
-
-@lru_cache(64)
-def rlimits(spec: SandboxSpec, host: Host) -> tuple[tuple[str, tuple[int, int]], ...]:
-    """What holds for every command: the defaults, the ceilings without cgroups, what was asked for."""
-    found: dict[str, tuple[int, int]] = {}
-    if "rlimits" in active(spec.without):
-        found.update(DEFAULT_RLIMITS)
-    if "no-core-dumps" in active(spec.without):
-        found["core"] = NO_CORE
-    for name, value in ceilings.rlimits(spec, host).items():
-        found[name] = (value, value)
-    for name, (soft, hard) in spec.security.rlimits if spec.security else ():
-        found[name] = tuple(_INFINITY if value == "unlimited" else value for value in (soft, hard))  # type: ignore[assignment]
-    return tuple(found.items())
-
-
-#: Where core_pattern is a pipe the kernel starts the host's crash handler whatever the limit, but
-#: for the one byte that marks a handler's own crash; for a file one byte is too little as well.
-NO_CORE = (1, 1)
-
-#: Not the caller's: they bound what the kernel keeps for a process.
-DEFAULT_RLIMITS = {
-    "nofile": (1024, 4096),
-    "memlock": (8 << 20, 8 << 20),
-    "msgqueue": (819200, 819200),
-    "sigpending": (4096, 4096),
-    "rtprio": (0, 0),
-    "nice": (0, 0),
-    "stack": (8 << 20, 64 << 20),
-}
 
 
 def environment(spec: SandboxSpec, host: Host, extra: Mapping[str, str | None]) -> tuple[bytes, ...]:

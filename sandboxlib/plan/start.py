@@ -16,7 +16,7 @@ from functools import lru_cache
 from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.host import Host
 from sandboxlib.namespace import IdRange, Namespace
-from sandboxlib.plan import ceilings, labels, network, overlay
+from sandboxlib.plan import ceilings, labels, network, notes, rlimits
 from sandboxlib.plan.flags import (
     AF_INET,
     AT_FDCWD,
@@ -51,6 +51,7 @@ from sandboxlib.plan.steps import (
     Step,
     Template,
     Write,
+    flatten,
 )
 from sandboxlib.spec import SandboxSpec
 
@@ -79,10 +80,12 @@ def start(spec: SandboxSpec, host: Host) -> Plan:
     on = active(spec.without)
     # Refuses what was asked for and this host cannot limit, also where it has no cgroups at all.
     ceilings.limits(spec, host)
+    rlimits.rlimits(spec, host)
     # A mount namespace that is joined has its tree already.
     tree_plan = Roots() if "mount" in joined(modes) else roots(spec, host, on)
     steps = (*_before(spec, host, modes), *_launcher(spec, host, modes, tree_plan, on))
-    return Plan(steps, tuple(_notes(spec, host)))
+    rlimits.require_descriptors(host, flatten(steps))
+    return Plan(steps, tuple(notes.notes(spec, host)))
 
 
 def namespaces(spec: SandboxSpec, host: Host) -> dict[str, Namespace | None]:
@@ -374,25 +377,3 @@ def _time(offsets: dict[str, float]) -> Iterator[Step]:
         out=SOCKET,
     )
     yield Call("setns", (SOCKET, CLONE_NEWTIME), "enter it")
-
-
-def _notes(spec: SandboxSpec, host: Host) -> Iterator[str]:
-    yield from ceilings.notes(spec, host)
-    if host.subids_fault:
-        yield f"one user inside, the caller's own, and no subordinate ones: {host.subids_fault}"
-    if host.groups and not host.privileged and host.subgids is None:
-        groups = ", ".join(map(str, host.groups))
-        yield (
-            f"the program's supplementary groups ({groups}) stay effective inside: a user may drop "
-            "them only with subordinate group IDs: install uidmap, add the user to /etc/subgid"
-        )
-    rootfs = spec.rootfs
-    if rootfs is not None and host.overlay_fault:
-        yield f"layers are copied to {rootfs.storage}, for an overlay is refused: {host.overlay_fault}"
-    elif rootfs is not None and rootfs.kind == "image" and not overlay.keeps_in_memory(host):
-        yield (
-            f"what is written lies on disk in {rootfs.storage}, with no limit but that: in memory a user's "
-            "needs Linux 6.6"
-        )
-    if "time" not in host.namespaces:
-        yield "no time namespace: this kernel has none"

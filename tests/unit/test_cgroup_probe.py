@@ -9,7 +9,7 @@ import pytest
 
 from sandboxlib.errors import SpecError
 from sandboxlib.kernel.cgroup import owner
-from sandboxlib.kernel.cgroup.probe import VARIABLE, Mount, folders, parse_mounts, parse_own, probe
+from sandboxlib.kernel.cgroup.probe import VARIABLE, Mount, _find_v2, folders, parse_mounts, parse_own, probe
 from sandboxlib.kernel.cgroup.v2stats import pressure
 from sandboxlib.result import Pressure, Stall
 
@@ -56,6 +56,13 @@ def test_own_groups_are_read() -> None:
 )
 def test_the_folders_of_a_group_and_above(root: str, path: str, expected: list[str]) -> None:
     assert folders(Mount(2, (), "/cg", root), path) == expected
+
+
+@pytest.mark.parametrize(("root", "own"), [("/../..", "/"), ("/..", "/a"), ("/", "/../other")])
+def test_groups_outside_of_the_programs_own_namespace_are_none_of_its(root: str, own: str) -> None:
+    found = _find_v2(Mount(2, (), "/sys/fs/cgroup", root), own)
+    assert (found.version, found.bases) == (0, {})
+    assert "mount -t cgroup2" in found.hint
 
 
 @pytest.mark.parametrize("value", ["relative", "/nowhere", "/tmp"])

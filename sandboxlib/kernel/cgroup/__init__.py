@@ -20,10 +20,22 @@ cgroups: where they can be made, two drivers behind one shape, and cleaning up a
 
 from __future__ import annotations
 
+from sandboxlib.kernel.cgroup.bounds import above
 from sandboxlib.kernel.cgroup.drivers import create
 from sandboxlib.kernel.cgroup.interface import Events, Group, Leaf
 from sandboxlib.kernel.cgroup.owner import fresh_name, owner_token, sweep
 from sandboxlib.kernel.cgroup.probe import probe
 from sandboxlib.kernel.cgroup.scope import acquire
 
-__all__ = ["Events", "Group", "Leaf", "acquire", "create", "fresh_name", "owner_token", "probe", "sweep"]
+__all__ = [
+    "Events",
+    "Group",
+    "Leaf",
+    "above",
+    "acquire",
+    "create",
+    "fresh_name",
+    "owner_token",
+    "probe",
+    "sweep",
+]

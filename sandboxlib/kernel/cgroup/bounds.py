@@ -11,6 +11,7 @@ import functools
 import os
 
 from sandboxlib.cgroup import CGroup
+from sandboxlib.cgroup import controller as controller_of
 from sandboxlib.errors import SpecError
 from sandboxlib.host import CGroupHost
 from sandboxlib.kernel.cgroup import files
@@ -27,30 +28,39 @@ _CPUSETS = (
 )
 
 
-def check_host(spec: CGroup, host: CGroupHost) -> None:
+def check_host(spec: CGroup, host: CGroupHost, *, live: bool = False) -> None:
     """
-    Compare with the folders that groups are made in, and all above them.
+    Compare with the folders that groups are made in, and all above them; *live*: with what holds there now.
 
     Raises:
         SpecError: A limit is above an ancestor's, or a CPU or node is not to be had there.
     """
-    for field, controller, names in _LIMITS:
+    most = dict(above(host) if live or host.above is None else host.above)
+    for field, limit in most.items():
         wanted = getattr(spec, field)
-        if isinstance(wanted, int):
-            for folder in ancestors(host.bases[controller]):
-                # The root group has no such file, or one that says "no limit".
-                text = files.find(f"{folder}/{names[host.version]}")
-                limit = None if text is None else files.number(text)
-                if limit is not None and wanted > limit:
-                    raise SpecError(
-                        field, wanted, f"at most {limit}, the limit of the group above ({folder})"
-                    )
+        if isinstance(wanted, int) and wanted > limit:
+            base = host.bases[controller_of(field)]
+            raise SpecError(field, wanted, f"at most {limit}, the limit of {base} or a group above it")
     for field, names in _CPUSETS:
         numbers = getattr(spec, field)
         if numbers is not None:
             text = files.read(f"{host.bases['cpuset']}/{names[host.version]}")
             if not set(numbers) <= set(cpu_list(field, text.strip())):
                 raise SpecError(field, numbers, f"some of {text.strip()}, which is what this machine gives")
+
+
+def above(host: CGroupHost) -> tuple[tuple[str, int], ...]:
+    """The tightest limits of the folders that groups are made in, and of all above them, by field."""
+    found = []
+    for field, controller, names in _LIMITS:
+        if controller in host.bases:
+            # The root group has no such file, or one that says "no limit".
+            folders = ancestors(host.bases[controller])
+            texts = [files.find(f"{folder}/{names[host.version]}") for folder in folders]
+            limits = [number for text in texts if text and (number := files.number(text)) is not None]
+            if limits:
+                found.append((field, min(limits)))
+    return tuple(found)
 
 
 def check_parent(spec: CGroup, parent: CGroup) -> None:

@@ -33,6 +33,10 @@ _READ_ONLY = (
     "/sys/fs/cgroup is mounted read-only: 'mount -o remount,rw /sys/fs/cgroup'; for a container, start it "
     "with --cgroupns=private and --privileged, or hand it a delegated group"
 )
+_ANOTHERS = (
+    "what is mounted at /sys/fs/cgroup is of another cgroup namespace: mount this program's own, "
+    "`mount -t cgroup2 none /sys/fs/cgroup`"
+)
 _TOP = "boot a kernel that has it, without cgroup_disable=, or have it handed to the container"
 _DELEGATE = "as root, put `[Service] Delegate=cpu cpuset io memory pids` into `systemctl edit user@.service`"
 
@@ -137,6 +141,9 @@ def _find_v1(mounts: list[Mount], own: dict[str, str]) -> CGroupHost:
 
 
 def _find_v2(mount: Mount, own: str) -> CGroupHost:
+    if ".." in (*mount.root.split("/"), *own.split("/")):
+        # The kernel takes nobody into a group, or out of one, that lies outside of his own namespace.
+        return CGroupHost(hint=_ANOTHERS)
     candidates = folders(mount, own)
     # An earlier start, or a program that started this one, has moved aside already.
     if os.path.basename(candidates[0]) == SUPERVISOR and len(candidates) > 1:

@@ -149,7 +149,7 @@ class Group(GroupBase[Leaf]):
         self.check_open()
         merged = self.spec.merge(limits)
         require(merged, self.host)
-        bounds.check_host(limits, self.host)
+        bounds.check_host(limits, self.host, live=True)
         with self.lock:
             self._extend([name for name in _ORDER if name in limits.controllers])
             self._write(limits, self.paths, merged=merged)

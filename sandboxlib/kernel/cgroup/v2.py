@@ -141,7 +141,7 @@ class Group(GroupBase[Leaf]):
         """Change limits with the processes running."""
         self.check_open()
         require(limits, self.host)
-        bounds.check_host(limits, self.host)
+        bounds.check_host(limits, self.host, live=True)
         _pass_on(os.path.dirname(self.folder), set(limits.controllers) - _CORE)
         with self.lock:
             self._apply(limits)
