@@ -49,7 +49,7 @@ static inline int check_record(const char *base, const struct sbx_record *r, uin
 {
 	uint64_t size = r->size;
 
-	if (r->op < SBX_SYSCALL || r->op > SBX_CHILD_OPEN || r->pointers > 63)
+	if (r->op < SBX_SYSCALL || r->op > SBX_STATS || r->pointers > 63)
 		return 0;
 	if (size > sizeof *r && base[size - 1])
 		return 0;
@@ -57,6 +57,9 @@ static inline int check_record(const char *base, const struct sbx_record *r, uin
 		if (r->pointers >> i & 1 && !range_fits(r->args[i], 1, size))
 			return 0;
 	if (r->flags & SBX_ABSOLUTE && !(r->pointers & 1))
+		return 0;
+	if (r->flags & SBX_TELL && (r->op != SBX_SYSCALL || r->out < 0 || r->out > 5 || !(r->pointers >> r->out & 1)
+				    || r->flags & SBX_EACH || size - r->args[r->out] > SBX_ROOM))
 		return 0;
 	switch (r->op) {
 	case SBX_WRITE:
@@ -77,6 +80,12 @@ static inline int check_record(const char *base, const struct sbx_record *r, uin
 	}
 	case SBX_CHILD_OPEN:
 		return r->pointers == 2;
+	case SBX_STATS:
+		return r->pointers == 2 && r->args[2] <= SBX_ROOM / SBX_STAT
+			&& strings_fit(base, r->args[1], size, r->args[2]);
+	case SBX_READ:
+	case SBX_EXTENTS:
+		return r->pointers == 0;
 	case SBX_CONNECT:
 		return r->pointers == 2 && range_fits(r->args[1], r->args[2], size);
 	case SBX_CLONE:

@@ -18,6 +18,7 @@
 #define EINTR		4
 #define EAGAIN		11
 #define ENOENT		2
+#define ENXIO		6
 #define EACCES		13
 #define ENOTDIR		20
 #define EINVAL		22
@@ -36,7 +37,10 @@
 #define PROT_WRITE	2
 #define MAP_PRIVATE	2
 #define MAP_ANONYMOUS	0x20
+#define STATX_BASIC_STATS 0x7ff
 #define SEEK_END	2
+#define SEEK_DATA	3
+#define SEEK_HOLE	4
 #define AT_FDCWD	(-100)
 #define SIG_SETMASK	2
 
@@ -53,20 +57,32 @@ static int32_t child;		/* the last that was cloned */
 
 /* ---- reports ------------------------------------------------------------ */
 
-static void report(uint32_t kind, uint32_t index, long error, long value, long fd)
+static long send_report(struct sbx_report r, long fd, const void *data, uint64_t size)
 {
-	struct sbx_report r = { kind, index, (int32_t)error, (int32_t)value };
-	struct iovec iov = { &r, sizeof r };
+	struct iovec iov[2] = { { &r, sizeof r }, { (void *)data, size } };
 	struct cmsg c = { 20, SOL_SOCKET, SCM_RIGHTS, (int32_t)fd, 0 };
-	struct msghdr m = { 0, 0, &iov, 1, 0, 0, 0 };
+	struct msghdr m = { 0, 0, iov, size ? 2 : 1, 0, 0, 0 };
+	long rv;
 
 	if (fd >= 0) {
 		m.control = &c;
 		m.controllen = sizeof c;
 	}
-	/* Nothing can be done when the program has gone: it will not miss the word. */
-	while (sys3(SYS_sendmsg, SBX_CONTROL, (long)&m, MSG_NOSIGNAL) == -EINTR)
-		;
+	do {
+		rv = sys3(SYS_sendmsg, SBX_CONTROL, (long)&m, MSG_NOSIGNAL);
+	} while (rv == -EINTR);
+	return rv;
+}
+
+/* Nothing can be done when the program has gone: it will not miss the word. */
+static void report(uint32_t kind, uint32_t index, long error, long value)
+{
+	send_report((struct sbx_report){ kind, index, (int32_t)error, 0, value }, -1, 0, 0);
+}
+
+static long tell(uint32_t index, long value, const void *data, uint64_t size)
+{
+	return send_report((struct sbx_report){ SBX_DATA, index, 0, 0, value }, -1, data, size);
 }
 
 static __attribute__((noreturn)) void quit(int status)
@@ -146,6 +162,61 @@ static long call(struct sbx_record *r, uint64_t *a)
 		if (left & 1)
 			rv = sys6(r->nr, (long)a[0], (long)bit, (long)a[2], (long)a[3], (long)a[4], 0);
 	return rv;
+}
+
+/* What a child that shares the memory has as its stack; what a helper, which has no such child, reads into. */
+static char room[SBX_ROOM] __attribute__((aligned(16)));
+
+static long read_and_tell(struct sbx_record *r)
+{
+	uint64_t told = 0;
+	long rv = 1;
+
+	while (told < r->args[1] && rv > 0) {
+		uint64_t left = r->args[1] - told;
+
+		rv = sys6(r->nr, (long)r->args[0], (long)room, (long)(left < sizeof room ? left : sizeof room), 0, 0, 0);
+		if (rv > 0) {
+			long sent = tell(r->index, rv, room, (uint64_t)rv);
+
+			if (sent < 0)
+				return sent;
+			told += (uint64_t)rv;
+		}
+	}
+	return rv < 0 ? rv : (long)told;
+}
+
+static long tell_extents(struct sbx_record *r)
+{
+	int64_t *at = (int64_t *)room, *end = (int64_t *)(room + sizeof room);
+	uint64_t most = r->args[2];
+	long begin = (long)r->args[1], hole;
+
+	for (; at < end && most; at += 2, most--, begin = hole) {
+		begin = sys3(SYS_lseek, (long)r->args[0], begin, SEEK_DATA);
+		if (begin == -ENXIO)
+			break;	/* a hole up to the end */
+		hole = begin < 0 ? begin : sys3(SYS_lseek, (long)r->args[0], begin, SEEK_HOLE);
+		if (hole < 0)
+			return hole;
+		at[0] = begin;
+		at[1] = hole;
+	}
+	return tell(r->index, at - (int64_t *)room, room, (uint64_t)((char *)at - room));
+}
+
+static long tell_stats(struct sbx_record *r, char *name)
+{
+	char *to = room;
+
+	for (uint64_t left = r->args[2]; left; left--, to += SBX_STAT, name = next_string(name)) {
+		long rv = sys5(SYS_statx, (long)r->args[0], (long)name, (long)r->args[3], STATX_BASIC_STATS, (long)to);
+
+		if (rv < 0)
+			*(int32_t *)to = (int32_t)rv;
+	}
+	return tell(r->index, 0, room, (uint64_t)(to - room));
 }
 
 static void reset_signals(void)
@@ -237,9 +308,6 @@ static long run(char *at, char *end, char *mapping, uint64_t mapped, int serving
 /* What a child is to carry out. */
 struct part { char *at, *end, *mapping; uint64_t mapped; };
 
-/* Enough for what lies below begin_child: no array there is longer than a path. */
-static char child_stack[16384] __attribute__((aligned(16)));
-
 static __attribute__((noreturn)) void begin_child(void *what)
 {
 	const struct part *p = what;
@@ -262,9 +330,9 @@ static long clone_and_run(struct sbx_record *r, char *from, char *mapping, uint6
 
 	part = (struct part){ from, from + r->args[2], mapping, mapped };
 	if (args.flags & CLONE_VM) {
-		args.stack = (uint64_t)child_stack;
-		args.stack_size = sizeof child_stack;
-		top = child_stack + sizeof child_stack;
+		args.stack = (uint64_t)room;
+		args.stack_size = sizeof room;
+		top = room + sizeof room;
 	}
 	if (args.flags & CLONE_PARENT)
 		args.exit_signal = 0;	/* inherited; clone3 refuses another one */
@@ -289,8 +357,26 @@ static long carry_out(struct sbx_record *r, char *mapping, uint64_t mapped, int 
 	for (int i = 0; i < 6; i++)
 		a[i] = r->args[i] + (r->pointers >> i & 1 ? (uint64_t)base : 0);
 	switch (r->op) {
-	case SBX_SYSCALL:
-		return place(call(r, a), r->out);
+	case SBX_SYSCALL: {
+		long rv = call(r, a);
+
+		if (!(r->flags & SBX_TELL))
+			return place(rv, r->out);
+		if (rv >= 0) {
+			/* What came, or where the result is no length, all that there is room for. */
+			uint64_t size = r->size - r->args[r->out];
+			long sent = tell(r->index, rv, (void *)a[r->out], rv > 0 && (uint64_t)rv < size ? (uint64_t)rv : size);
+
+			return sent < 0 ? sent : rv;
+		}
+		return rv;
+	}
+	case SBX_READ:
+		return read_and_tell(r);
+	case SBX_EXTENTS:
+		return tell_extents(r);
+	case SBX_STATS:
+		return tell_stats(r, (char *)a[1]);
 	case SBX_WRITE:
 		return write_file((long)a[0], (char *)a[1], (long)a[2], (long)a[3], (char *)a[4], a[5]);
 	case SBX_POINTER:
@@ -306,9 +392,13 @@ static long carry_out(struct sbx_record *r, char *mapping, uint64_t mapped, int 
 		return write_file(AT_FDCWD, child_path(path, (char *)a[1]), O_WRONLY, 0, (char *)a[4], a[5]);
 	case SBX_CHILD_OPEN:
 		return place(sys4(SYS_openat, AT_FDCWD, (long)child_path(path, (char *)a[1]), (long)a[2] | O_CLOEXEC, 0), r->out);
-	case SBX_REPORT:
-		report((uint32_t)a[0], r->index, 0, child, (int32_t)a[1]);
-		return 0;
+	case SBX_REPORT: {
+		/* A descriptor may be refused, for too many are on their way (unix(7), ETOOMANYREFS): that is told. */
+		struct sbx_report said = { (uint32_t)a[0], r->index, 0, 0, child };
+		long rv = send_report(said, (int32_t)a[1], 0, 0);
+
+		return rv < 0 ? rv : 0;
+	}
 	case SBX_EXEC:
 		return execute(r, value);
 	case SBX_CONNECT:
@@ -333,12 +423,12 @@ static void serve(void)
 		if (n <= 0)
 			quit(0);
 		if (!check_program(buffer, (uint64_t)n, 1)) {
-			report(SBX_FAILED, 0, EINVAL, 0, -1);
+			report(SBX_FAILED, 0, EINVAL, 0);
 			continue;
 		}
 		n = run(buffer, buffer + n, buffer, sizeof buffer, 1);
 		if (n >= 0)
-			report(SBX_DONE, 0, 0, n, -1);
+			report(SBX_DONE, 0, 0, n);
 	}
 }
 
@@ -359,7 +449,7 @@ static long run(char *at, char *end, char *mapping, uint64_t mapped, int serving
 		if (rv >= 0 && r->flags & SBX_ABSOLUTE && *((char *)r + r->args[0]) != '/')
 			rv = -EXDEV;
 		if (rv < 0 && -rv != r->ignore[0] && -rv != r->ignore[1]) {
-			report(r->op == SBX_EXEC ? SBX_NOT_FOUND : SBX_FAILED, r->index, -rv, value, -1);
+			report(r->op == SBX_EXEC ? SBX_NOT_FOUND : SBX_FAILED, r->index, -rv, value);
 			if (serving)
 				return rv;
 			quit(1);
@@ -384,7 +474,7 @@ __attribute__((noreturn, used)) void launcher_main(void)
 		quit(2);
 	sys1(SYS_close, SBX_PROGRAM);
 	if (!check_program((char *)map, (uint64_t)size, 1)) {
-		report(SBX_FAILED, 0, EINVAL, 0, -1);
+		report(SBX_FAILED, 0, EINVAL, 0);
 		quit(2);
 	}
 	run((char *)map, (char *)map + size, (char *)map, (uint64_t)size, 0);

@@ -225,21 +225,38 @@ static int spawn(int launcher, const void *program, size_t size, int *fds, int c
 	return pid;
 }
 
+/* The descriptor that came in *c*, or -1; more than one is nothing that the launcher sends, and is closed. */
+static int one_descriptor(struct cmsghdr *c)
+{
+	size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	int fd;
+
+	for (size_t i = 0; i < count; i++) {
+		memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+		if (count == 1)
+			return fd;
+		close(fd);
+	}
+	return -1;
+}
+
 /*
- * Receive one report, at most one descriptor, and the sender's pid as the kernel tells it.
- * Whoever reports and is not the launcher is the child, also when the launcher had no time to tell of it.
- * Returns 1, 0 at the end, or -errno.
+ * Receive one report, at most one descriptor, the sender's pid as the kernel tells it, and up to *room* bytes
+ * that stand behind the report. Whoever reports and is not the launcher is the child, also when the launcher
+ * had no time to tell of it. Returns the report's size and those bytes', 0 at the end, or -errno: EMFILE if
+ * there is no room for a descriptor that was sent.
  */
-static int sbx_hear(struct sbx_launch *launch, struct sbx_report *report, int *passed, int *sender)
+static int sbx_hear(struct sbx_launch *launch, struct sbx_report *report, void *data, size_t room, int *passed,
+		    int *sender)
 {
 	union {
 		struct cmsghdr header;
 		char space[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
 	} control_data;
 	struct ucred who;
-	struct iovec iov = { report, sizeof *report };
+	struct iovec iov[2] = { { report, sizeof *report }, { data, room } };
 	struct msghdr message = {
-		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_iov = iov, .msg_iovlen = 2,
 		.msg_control = &control_data, .msg_controllen = sizeof control_data,
 	};
 	struct cmsghdr *c;
@@ -254,7 +271,7 @@ static int sbx_hear(struct sbx_launch *launch, struct sbx_report *report, int *p
 			continue;
 		if (c->cmsg_type == SCM_RIGHTS) {
 			sbx_close(passed);
-			memcpy(passed, CMSG_DATA(c), sizeof *passed);
+			*passed = one_descriptor(c);
 		} else if (c->cmsg_type == SCM_CREDENTIALS) {
 			memcpy(&who, CMSG_DATA(c), sizeof who);
 			*sender = who.pid;
@@ -262,13 +279,19 @@ static int sbx_hear(struct sbx_launch *launch, struct sbx_report *report, int *p
 	}
 	if (n == 0)
 		return 0;
-	if (n != sizeof *report)
+	if (n < (ssize_t)sizeof *report || message.msg_flags & MSG_TRUNC) {
+		sbx_close(passed);
 		return -EBADMSG;
+	}
 	if (report->kind == SBX_CHILD)
-		launch->child = report->value;
+		launch->child = (int)report->value;
 	else if (!launch->child && *sender > 0 && *sender != launch->launcher)
 		launch->child = *sender;
-	return 1;
+	if (message.msg_flags & MSG_CTRUNC) {
+		sbx_close(passed);
+		return -EMFILE;
+	}
+	return (int)n;
 }
 
 /* A pair of sockets; on the first each message comes with its sender's pid, in our own numbers. */

@@ -28,12 +28,16 @@ enum sbx_op {
 	SBX_INIT = 9,		/* be pid 1 until the process behind pidfd args[0] has ended, or args[1] ms, if not 0 */
 	SBX_CONNECT = 10,	/* connect to args[1] (args[2] bytes), again until it listens or args[3] ms are over */
 	SBX_CHILD_OPEN = 11,	/* openat /proc/<child>/<args[1]> with flags args[2] */
+	SBX_READ = 12,		/* nr(args[0], <own buffer>, its size, 0): tell what comes, until none does or args[1] bytes have */
+	SBX_EXTENTS = 13,	/* tell where file args[0] has data from args[1] on: begin and end of each, at most args[2] */
+	SBX_STATS = 14,		/* tell what each of the args[2] names at args[1] in the folder args[0] is, by flags args[3] */
 };
 
 enum sbx_flag {
 	SBX_POSITIVE = 1,	/* a result of 0 is a failure: the other end of a pipe has gone */
 	SBX_ABSOLUTE = 2,	/* the buffer args[0] must hold an absolute path: getcwd has not left the root */
 	SBX_EACH = 4,		/* once for every bit that is set in args[5], with its number as args[1] */
+	SBX_TELL = 8,		/* tell what stands in the buffer args[out]; `value` is the call's result */
 };
 
 enum sbx_report_kind {
@@ -42,6 +46,7 @@ enum sbx_report_kind {
 	SBX_READY = 3,		/* the sandbox stands; or, from a served program, here is a descriptor */
 	SBX_FAILED = 4,		/* index: the record; error: its errno */
 	SBX_NOT_FOUND = 5,	/* nothing to execute; error: errno; value: the path's index, + SBX_INTERPRETER */
+	SBX_DATA = 6,		/* bytes that a record brought stand behind the report; value: its result */
 };
 
 #define SBX_INTERPRETER	0x10000	/* the file is there, what it names after #! or as its ELF interpreter is not */
@@ -54,7 +59,7 @@ struct sbx_record {
 	uint16_t flags;
 	uint32_t size;		/* of the whole record, a multiple of 8 */
 	int32_t nr;		/* of the system call */
-	int32_t out;		/* where a descriptor that comes back shall stand, or -1 */
+	int32_t out;		/* where a descriptor that comes back shall stand, or -1; see SBX_TELL */
 	uint16_t ignore[2];	/* errnos that are no failure */
 	uint32_t index;		/* what the program calls this record when it fails */
 	uint64_t args[6];
@@ -64,13 +69,16 @@ struct sbx_report {
 	uint32_t kind;
 	uint32_t index;
 	int32_t error;
-	int32_t value;
+	int32_t spare;
+	int64_t value;
 };
 
 #define SBX_CONTROL	3	/* the control socket */
 #define SBX_PROGRAM	4	/* the memfd with the records */
 #define SBX_FIRST	5	/* the first further descriptor */
 #define SBX_SOCKET	(-2)	/* where the program gives descriptors: the launcher's end of the control socket */
+#define SBX_ROOM	24576	/* bytes that a report has behind it at most: what one SBX_READ brings */
+#define SBX_STAT	256	/* of it for each name of SBX_STATS: a struct statx, or an errno in place of its mask, negative */
 #define SBX_MAX_SIZE	(16u << 20)	/* of a program: room for the kernel's own limit on argv and envp */
 
 #endif

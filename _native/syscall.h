@@ -22,6 +22,7 @@
 #define SYS_rt_sigaction	__NR_rt_sigaction
 #define SYS_rt_sigprocmask	__NR_rt_sigprocmask
 #define SYS_sendmsg		__NR_sendmsg
+#define SYS_statx		__NR_statx
 #define SYS_write		__NR_write
 #define SYS_openat2		437	/* on all machines; headers before Linux 5.6 lack it */
 

@@ -17,7 +17,9 @@ class _Lib:
     def sbx_launch(
         self, launch: object, launcher: int, program: object, size: int, fds: object, count: int, /
     ) -> int: ...
-    def sbx_hear(self, launch: object, report: object, passed: object, sender: object, /) -> int: ...
+    def sbx_hear(
+        self, launch: object, report: object, data: object, room: int, passed: object, sender: object, /
+    ) -> int: ...
     def sbx_reap(self, launch: object, /) -> int: ...
     def sbx_wait(self, launch: object, /) -> int: ...
     def sbx_launch_end(self, launch: object, /) -> None: ...
@@ -36,15 +38,22 @@ class _Lib:
     SBX_INIT: Final[int]
     SBX_CONNECT: Final[int]
     SBX_CHILD_OPEN: Final[int]
+    SBX_READ: Final[int]
+    SBX_EXTENTS: Final[int]
+    SBX_STATS: Final[int]
     SBX_POSITIVE: Final[int]
     SBX_ABSOLUTE: Final[int]
     SBX_EACH: Final[int]
+    SBX_TELL: Final[int]
     SBX_DONE: Final[int]
     SBX_CHILD: Final[int]
     SBX_READY: Final[int]
     SBX_FAILED: Final[int]
     SBX_NOT_FOUND: Final[int]
+    SBX_DATA: Final[int]
     SBX_INTERPRETER: Final[int]
+    SBX_ROOM: Final[int]
+    SBX_STAT: Final[int]
     SBX_MAX_SIZE: Final[int]
     SBX_LIFETIME_OVER: Final[int]
     SBX_CONTROL: Final[int]
@@ -70,7 +79,9 @@ class _Lib:
     SYS_fsmount: Final[int]
     SYS_fsopen: Final[int]
     SYS_fstatfs: Final[int]
+    SYS_ftruncate: Final[int]
     SYS_getcwd: Final[int]
+    SYS_getdents64: Final[int]
     SYS_inotify_add_watch: Final[int]
     SYS_inotify_init1: Final[int]
     SYS_ioctl: Final[int]
@@ -92,9 +103,11 @@ class _Lib:
     SYS_pidfd_send_signal: Final[int]
     SYS_pipe2: Final[int]
     SYS_pivot_root: Final[int]
+    SYS_ppoll: Final[int]
     SYS_prctl: Final[int]
     SYS_prlimit64: Final[int]
     SYS_read: Final[int]
+    SYS_readlinkat: Final[int]
     SYS_renameat2: Final[int]
     SYS_seccomp: Final[int]
     SYS_setdomainname: Final[int]
@@ -105,6 +118,7 @@ class _Lib:
     SYS_setresuid: Final[int]
     SYS_setsid: Final[int]
     SYS_socket: Final[int]
+    SYS_statx: Final[int]
     SYS_symlinkat: Final[int]
     SYS_syncfs: Final[int]
     SYS_umask: Final[int]
@@ -120,6 +134,7 @@ class _FFI:
     def new(self, cdecl: str, init: object = ...) -> Any: ...
     def cast(self, cdecl: str, source: object) -> Any: ...
     def from_buffer(self, python_buffer: Buffer) -> Any: ...
+    def sizeof(self, cdecl: str) -> int: ...
     def buffer(self, cdata: object, size: int = ...) -> Buffer: ...
     def gc(self, cdata: object, destructor: object) -> Any: ...
     def release(self, cdata: object) -> None: ...

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
+from sandboxlib.engine.bounds import ENTRIES
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
 from sandboxlib.engine.opening import start
 from sandboxlib.engine.planning import current_plan
@@ -313,16 +314,22 @@ class Sandbox(FromImage):
         """Its files: read, write, list, copy in and out."""
         return Files(self._live)
 
-    def changes(self) -> list[Change]:
+    def changes(self, *, max_entries: int | None = ENTRIES, timeout: float | None = None) -> list[Change]:
         """
         Return what was added, modified or deleted in its root file system, by path.
 
+        Args:
+            max_entries: How many files, folders and links may have been written; None for no bound.
+            timeout: Seconds.
+
         Raises:
             UnsupportedError: What is written to a `Rootfs.directory` is not kept apart.
+            TooLargeError: More was written than *max_entries*.
+            TimeoutExpired: *timeout* seconds have passed.
         """
         from sandboxlib.engine.changes import changes
 
-        return complete(changes(self._live()))
+        return complete(changes(self._live(), max_entries=max_entries, seconds=timeout))
 
     # ---- the sandbox as a whole -----------------------------------------------------------
 

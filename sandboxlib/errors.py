@@ -10,6 +10,7 @@ Every error that sandboxlib raises, and nothing else.
     ├─ ImageError                       digest, manifest, layer, registry
     ├─ NetworkError                     addresses, ports, interfaces
     ├─ ViolationError                   unsafe input: an escape, a race, a trick
+    ├─ TooLargeError                    there is more inside than the caller lets in
     ├─ StateError(RuntimeError)         the object is not in a state that allows this
     ├─ ExitError(CalledProcessError)    the command failed and check=True
     │  ├─ CommandNotFoundError(FileNotFoundError)        exit 127
@@ -18,7 +19,7 @@ Every error that sandboxlib raises, and nothing else.
 
 They are split by whose fault it is: yours (`SpecError`, `StateError`), the
 host's (`UnsupportedError`, `KernelError`), the input's (`ViolationError`,
-`ImageError`), or the command's (`ExitError`, `TimeoutExpired`).
+`TooLargeError`, `ImageError`), or the command's (`ExitError`, `TimeoutExpired`).
 """
 
 from __future__ import annotations
@@ -269,6 +270,25 @@ class ViolationError(SandboxError):
     def __init__(self, message: str, path: str = "") -> None:
         self.path = path
         super().__init__(f"{path}: {message}" if path else message)
+
+
+class TooLargeError(SandboxError):
+    """
+    There is more inside than the caller lets in: code inside can make files, names and lists without end.
+
+    What was copied until then is left where it is, but for the file that is too large.
+
+    Attributes:
+        where: What is too large.
+        limit: How much is let in.
+        argument: The argument that sets the limit; None for it lets all in.
+    """
+
+    def __init__(self, where: str, what: str, limit: int, argument: str) -> None:
+        self.where = where
+        self.limit = limit
+        self.argument = argument
+        super().__init__(f"{where}: more than {limit} {what}, which {argument}= lets in; give a larger one")
 
 
 class StateError(SandboxError, RuntimeError):

@@ -12,6 +12,7 @@ import trio
 from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
+from sandboxlib.engine.bounds import ENTRIES
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
 from sandboxlib.engine.opening import start
 from sandboxlib.engine.planning import current_plan
@@ -246,11 +247,13 @@ class AsyncSandbox:
 
         return AsyncFiles(self._live)
 
-    async def changes(self) -> list[Change]:
+    async def changes(
+        self, *, max_entries: int | None = ENTRIES, timeout: float | None = None
+    ) -> list[Change]:
         """Return what was added, modified or deleted; as `Sandbox.changes`."""
         from sandboxlib.engine.changes import changes
 
-        return await changes(self._live())
+        return await changes(self._live(), max_entries=max_entries, seconds=timeout)
 
     # ---- its image ------------------------------------------------------------------------
 

@@ -62,6 +62,7 @@ def one_of_each() -> dict[str, bytes]:
     return {
         "call": program.call("openat", (-100, "/etc/hostname", 0, 0), 1, out=9, ignore=(2, 13)),
         "each": program.call("prctl", (24, 0, 0, 0, 0), 1, each=0b1011),
+        "tell": program.call("statx", (9, b"", 0, 0, bytes(256)), 1, tell=4),
         "absolute": program.call("getcwd", (bytes(64), 64), 1, absolute=True),
         "pointer": program.pointer(8, 16, 1) + program.call("seccomp", (1, 0, bytes(32)), 2),
         "write": program.write("etc/hosts", b"127.0.0.1 localhost\n", 1, 8, 0o301, 0o644, (17,)),
@@ -71,6 +72,9 @@ def one_of_each() -> dict[str, bytes]:
         "report": program.report("ready", 3, 1),
         "execute": program.execute([b"/bin/true"], [b"true", b""], [b"A=1"], 1),
         "connect": program.connect(5, b"\2\0\x1f\x90\x7f\0\0\1", 20, 1),
+        "read": program.read("getdents64", 9, 1 << 40, 1),
+        "stats": program.stats(9, [b"a", b"", b"passwd"], 0x1100, 1),
+        "extents": program.extents(9, 0, 64, 1),
         "init": program.init(5, 0, 1),
         "serve": program.serve(1),
     }

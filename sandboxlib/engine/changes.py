@@ -13,21 +13,24 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, closing
 from typing import TYPE_CHECKING, NamedTuple
 
+from sandboxlib.engine.bounds import ENTRIES, Bound, entries_bound
 from sandboxlib.engine.copied import since
-from sandboxlib.engine.files import Owners, requests
+from sandboxlib.engine.files import requests
 from sandboxlib.engine.outside import GIVEN, outside
+from sandboxlib.engine.owners import Owners
+from sandboxlib.engine.patience import patiently
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.storage import lowers
-from sandboxlib.engine.walk import FOLDER, TOP, Requests, at, opening
+from sandboxlib.engine.walk import FILE, FOLDER, TOP, Requests, at, opening
 from sandboxlib.errors import UnsupportedError
-from sandboxlib.image.lowers import WHY, Layers, is_whiteout, opaque
+from sandboxlib.image.lowers import WHY, Layers, is_whiteout
 from sandboxlib.kernel.descriptor import Fd, openat
 from sandboxlib.plan import root, tree
-from sandboxlib.plan.flags import AT_FDCWD, O_DIRECTORY, O_NOFOLLOW, O_PATH, O_RDONLY
+from sandboxlib.plan.flags import AT_FDCWD, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY
 from sandboxlib.plan.overlay import driver_of
 from sandboxlib.plan.steps import Call, Step, Write, flatten
 from sandboxlib.result import Change
@@ -41,7 +44,9 @@ if TYPE_CHECKING:
 Pair = Callable[[int, int], tuple[int, int]]
 
 
-async def changes(engine: Engine) -> list[Change]:
+async def changes(
+    engine: Engine, *, max_entries: int | None = ENTRIES, seconds: float | None = None
+) -> list[Change]:
     """
     Return what was added, modified or deleted, sorted by path.
 
@@ -49,48 +54,75 @@ async def changes(engine: Engine) -> list[Change]:
 
     Raises:
         UnsupportedError: Nothing keeps what was written apart from what was there.
+        TooLargeError: More was written than *max_entries*.
+        TimeoutExpired: *seconds* have passed.
     """
+    bound = entries_bound(max_entries, "changes()")
     engine.check()
     spec = engine.spec
     rootfs = spec.rootfs or Rootfs.host()
     if spec.namespace("mount") is not None:
         raise UnsupportedError("changes() in a mount namespace that is joined", "a file tree of its own")
-    owners = Owners(engine.pid)
     if rootfs.kind in ("host", "empty"):
-        async with requests(engine) as asked:
+        async with requests(engine, verb="changes()", seconds=seconds) as asked:
             await asked.ask(opening(AT_FDCWD, b"/", O_PATH | O_DIRECTORY, WHY, out=TOP, links=True))
-            return await _against_plan(asked, TOP, engine.plan.steps, owners.pair)
+            return await _against_plan(asked, TOP, engine.plan.steps, bound)
     _written_apart(rootfs)
     if rootfs.kind == "directory":
         return []
     made = {b"proc", b"dev"}
     for mount in spec.mounts:
         made |= _and_above(mount.destination)
-    below: Pair = _as_is if engine.host.privileged else owners.pair
-    scratch = engine.scratch.fileno()
+    owners, privileged, scratch = Owners.of(engine.pid), engine.host.privileged, engine.scratch.fileno()
     with _open_upper(engine.scratch) as upper:
-        async with Session(engine, upper) as session:
-            view = _Upper(Requests(session), Session.GIVEN, engine.host.privileged, owners.pair, below, made)
+        async with (
+            patiently(engine.waiter, "changes()", seconds) as deadline,
+            _beside(engine, upper) as (asked, top),
+        ):
+            asked.deadline = deadline
+            # Root's helper sees the numbers outside, a user's those inside; layers are seen from outside,
+            # where root's have the numbers that they have inside.
+            pairs = (owners.pair, _as_is) if privileged else (_as_is, owners.pair)
+            view = _Upper(asked, top, privileged, *pairs, made, bound)
             if driver_of(rootfs, engine.host) == "copy":
                 view.copied = since(scratch)
             return await view.against(lowers(rootfs, scratch), based=rootfs.kind == "image")
+
+
+@asynccontextmanager
+async def _beside(engine: Engine, upper: int) -> AsyncIterator[tuple[Requests, int]]:
+    """
+    A helper that has the upper layer, and where it has it.
+
+    Root's stands outside: only there may it read the marks of an overlay that are root's. A user's stands
+    inside, and so has the rights over subordinate users' folders.
+    """
+    if engine.host.privileged:
+        async with outside(engine.waiter, engine.host, upper) as asked:
+            yield asked, GIVEN
+    else:
+        async with Session(engine, upper) as session:
+            yield Requests(session), Session.GIVEN
 
 
 async def of_tree(waiter: Waiter, opened: OpenRootfs) -> list[Change]:
     """Return the same for a tree that is open alone."""
     rootfs, host = opened.rootfs, opened.host
     fileno = opened.fileno()
+    bound = entries_bound(None, "changes()")
     _written_apart(rootfs)
     if rootfs.kind in ("host", "empty"):
         plan = root.alone(rootfs, host)
         async with outside(waiter, host, fileno) as asked:
-            return await _against_plan(asked, GIVEN, plan.build, _inside_root(host.uid, host.gid))
+            return await _against_plan(asked, GIVEN, plan.build, bound)
     if rootfs.kind == "directory":
         return []
     scratch = opened.scratch.fileno()
     with _open_upper(opened.scratch) as upper:
         async with outside(waiter, host, upper) as asked:
-            view = _Upper(asked, GIVEN, host.privileged, _as_is, _as_is, set())
+            # As above: a user's helper has the user as its root.
+            below: Pair = _as_is if host.privileged else Owners.planned(host, None).pair
+            view = _Upper(asked, GIVEN, host.privileged, _as_is, below, set(), bound)
             if driver_of(rootfs, host) == "copy":
                 view.copied = since(scratch)
             return await view.against(lowers(rootfs, scratch), based=rootfs.kind == "image")
@@ -107,15 +139,6 @@ def _written_apart(rootfs: Rootfs) -> None:
 
 def _as_is(uid: int, gid: int) -> tuple[int, int]:
     return uid, gid
-
-
-def _inside_root(own_uid: int, own_gid: int) -> Pair:
-    """The program's own IDs as the root that they are in a tree of its own."""
-
-    def pair(uid: int, gid: int) -> tuple[int, int]:
-        return 0 if uid == own_uid else uid, 0 if gid == own_gid else gid
-
-    return pair
 
 
 def _and_above(path: str) -> set[bytes]:
@@ -154,62 +177,48 @@ def _skeleton(steps: tuple[Step, ...]) -> dict[bytes, _Planned]:
     return found
 
 
-async def _against_plan(asked: Requests, top: int, steps: tuple[Step, ...], owner: Pair) -> list[Change]:
+async def _against_plan(asked: Requests, top: int, steps: tuple[Step, ...], bound: Bound) -> list[Change]:
     skeleton, seen = _skeleton(steps), set[bytes]()
     found: list[tuple[bytes, str]] = []
     folders = [b""]
-    device = -1
+    device = (await asked.look(top, WHY)).st_dev
     for path in folders:
-        with await asked.descriptor(opening(top, path, O_RDONLY | O_DIRECTORY, WHY, out=FOLDER)) as fd:
-            if not path:
-                device = os.fstat(fd).st_dev
-            for name, entry in await _entries(asked, fd):
+        await asked.enter(top, path, WHY)
+        while batch := await asked.contents(WHY):
+            for name, entry in batch:
                 below = path + b"/" + name if path else name
-                seen.add(below)
+                bound.path(below)
                 # What something is mounted on shows another device.
                 if entry.st_dev != device:
+                    seen.add(below)
                     continue
                 planned = skeleton.get(below)
                 if planned is None:
                     found.append((below, "added"))
-                elif await _differs(asked, name, entry, planned, owner):
-                    found.append((below, "modified"))
+                else:
+                    seen.add(below)
+                    if await _differs(asked, name, entry, planned):
+                        found.append((below, "modified"))
                 if modes.S_ISDIR(entry.st_mode):
                     folders.append(below)
-    gone = skeleton.keys() - seen
     # What lies on a mount that we made has no place in the root's own tree.
-    found += [(path, "deleted") for path in gone if path.rpartition(b"/")[0] in {b"", *folders}]
+    there = set(folders)
+    gone = skeleton.keys() - seen
+    found += [(path, "deleted") for path in gone if path.rpartition(b"/")[0] in there]
     return _sorted(found)
 
 
-async def _differs(
-    asked: Requests, name: bytes, entry: os.stat_result, planned: _Planned, owner: Pair
-) -> bool:
-    if entry.st_mode != planned.mode or owner(entry.st_uid, entry.st_gid) != planned.owner:
+async def _differs(asked: Requests, name: bytes, entry: os.stat_result, planned: _Planned) -> bool:
+    if entry.st_mode != planned.mode or (entry.st_uid, entry.st_gid) != planned.owner:
         return True
     if modes.S_ISDIR(entry.st_mode):
         return False
     if entry.st_size != len(planned.content):
         return True
-    flags = O_PATH if modes.S_ISLNK(entry.st_mode) else O_RDONLY
-    with await asked.descriptor(opening(FOLDER, name, flags | O_NOFOLLOW, WHY)) as file:
-        if modes.S_ISLNK(entry.st_mode):
-            return os.readlink(b"", dir_fd=file) != planned.content
-        return os.read(file, len(planned.content) + 1) != planned.content
-
-
-async def _entries(asked: Requests, fd: int) -> list[tuple[bytes, os.stat_result]]:
-    """The names in the open folder *fd*, which is `FOLDER` for the helper, and what they are."""
-    found = []
-    for name in map(os.fsencode, os.listdir(fd)):
-        try:
-            found.append((name, os.stat(name, dir_fd=fd, follow_symlinks=False)))
-        except FileNotFoundError:
-            continue  # removed in between
-        except PermissionError:
-            # A folder of a subordinate user's: the helper may look where the program may not.
-            found.append((name, await asked.kind(FOLDER, name, WHY)))
-    return found
+    if modes.S_ISLNK(entry.st_mode):
+        return await asked.link(FOLDER, name, WHY) != planned.content
+    await asked.ask(opening(FOLDER, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, WHY))
+    return await asked.read(FILE, len(planned.content) + 1, WHY) != planned.content
 
 
 def _sorted(found: list[tuple[bytes, str]]) -> list[Change]:
@@ -233,7 +242,14 @@ class _Upper:
     copied = 0
 
     def __init__(
-        self, asked: Requests, top: int, privileged: bool, owner: Pair, below: Pair, made: set[bytes]
+        self,
+        asked: Requests,
+        top: int,
+        privileged: bool,
+        owner: Pair,
+        below: Pair,
+        made: set[bytes],
+        bound: Bound,
     ) -> None:
         self._asked = asked
         self._privileged = privileged
@@ -242,6 +258,7 @@ class _Upper:
         self.owner = owner
         self.below = below
         self.made = made
+        self._bound = bound
         self._found: list[tuple[bytes, str]] = []
         self._base = -1
 
@@ -258,18 +275,20 @@ class _Upper:
         # Each with the numbers of the layers in which it is a folder that shows through.
         folders: list[tuple[bytes, tuple[int, ...]]] = [(first, lowers)]
         for path, tops in folders:
-            call = opening(self.top, path, O_RDONLY | O_DIRECTORY, WHY, out=FOLDER)
-            with await self._asked.descriptor(call) as fd, closing(Layers(self._mark, self._base)) as layers:
+            with closing(Layers(self._mark, self._base)) as layers:
                 layers.open(tops, path)
                 names = set()
-                for name, entry in await _entries(self._asked, fd):
-                    names.add(name)
-                    below = path + b"/" + name if path else name
-                    under, folders_under = layers.look(name)
-                    self._judge(below, entry, under)
-                    if modes.S_ISDIR(entry.st_mode):
-                        folders.append((below, folders_under))
-                if tops and await self._opaque(fd):
+                await self._asked.enter(self.top, path, WHY)
+                while batch := await self._asked.contents(WHY):
+                    for name, entry in batch:
+                        names.add(name)
+                        below = path + b"/" + name if path else name
+                        self._bound.path(below)
+                        under, folders_under = layers.look(name)
+                        self._judge(below, entry, under)
+                        if modes.S_ISDIR(entry.st_mode):
+                            folders.append((below, folders_under))
+                if tops and await self._opaque():
                     hidden = [name for name in layers.names() if name not in names]
                     self._found += [(path + b"/" + name if path else name, "deleted") for name in hidden]
 
@@ -290,13 +309,11 @@ class _Upper:
             # A folder is here for what is in it; that alone is no change of it.
             self._found.append((path, "modified"))
 
-    async def _opaque(self, fd: int) -> bool:
-        """Does the folder hide what is below it?"""
+    async def _opaque(self) -> bool:
+        """Does the folder that is open hide what is below it?"""
         if self.copied:
             return True
-        if self._privileged:
-            return opaque(fd, self._mark)
-        # Of a subordinate user's folder only the helper may ask. No other value has one byte.
+        # No other value has one byte.
         call = Call(
             "fgetxattr", (FOLDER, self._mark, bytes(8), 1), WHY, ignore=(errno.ENODATA, errno.EOPNOTSUPP)
         )

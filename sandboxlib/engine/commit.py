@@ -13,8 +13,8 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from sandboxlib.engine import verbs
-from sandboxlib.engine.files import Owners
 from sandboxlib.engine.image import own_store, owner_of
+from sandboxlib.engine.owners import Owners
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.walk import FILE, Requests
 from sandboxlib.errors import SpecError, UnsupportedError
@@ -124,7 +124,7 @@ def _commit(
 
 def _shift(engine: Engine) -> Shift:
     """Root's own sandbox has its files on disk with the numbers that they have outside."""
-    return Owners(engine.pid).pair if engine.host.privileged else None
+    return Owners.of(engine.pid).pair if engine.host.privileged else None
 
 
 def _upper(engine: Engine) -> Fd:

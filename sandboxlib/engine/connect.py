@@ -13,12 +13,12 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib import quantity
+from sandboxlib.engine.patience import PATIENCE
 from sandboxlib.engine.session import Session
-from sandboxlib.engine.waiter import READ
+from sandboxlib.engine.waiter import READ, WRITE
 from sandboxlib.errors import KernelError, SpecError, TimeoutExpired
 from sandboxlib.kernel.descriptor import Fd, socket_of
 from sandboxlib.plan.flags import (
@@ -29,6 +29,7 @@ from sandboxlib.plan.flags import (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
     Named,
 )
 from sandboxlib.plan.steps import Call, Connect, Report, Step
@@ -132,50 +133,83 @@ async def connect(engine: Engine, address: Address, seconds: float | None = None
     """
     Connect to what listens inside.
 
-    Without *seconds* there is one attempt. Who listens sees a peer that is root of the
-    sandbox and has no number there.
+    Without *seconds* there is one attempt, which whoever listens may keep waiting for `PATIENCE` seconds. Who
+    listens sees a peer that is root of the sandbox and has no number there.
 
     Raises:
         RefusedError: Nobody listens, and there is but one attempt.
         TimeoutExpired: Nobody did so in time.
-        KernelError: Another failure.
+        KernelError: Another failure. ETIMEDOUT: somebody listens, and takes nobody in.
         StateError: The sandbox has ended.
         SpecError: No such kind of address.
     """
     targets = _targets(address)
     limit = None if seconds is None else quantity.seconds("timeout", seconds)
-    deadline = inf if limit is None else engine.waiter.now() + limit
+    deadline = engine.waiter.now() + (PATIENCE if limit is None else limit)
     try:
         async with Session(engine) as session:
-            fd = await _connected(engine, session, targets, deadline, patient=limit is not None)
+            connected = await _connected(engine, session, targets, deadline, patient=limit is not None)
     except KernelError as error:
         if limit is not None and engine.waiter.now() >= deadline:
             raise TimeoutExpired(f"connect({address!r})", limit) from error
         if error.errno == errno.ECONNREFUSED:
             raise RefusedError(error.errno, error.call, error.step) from None
         raise
-    return socket_of(fd)
+    connected.setblocking(True)
+    return connected
 
 
 async def _connected(
     engine: Engine, session: Session, targets: tuple[_Target, ...], deadline: float, *, patient: bool
-) -> Fd:
+) -> socket:
     while True:
-        errors = []
+        errors: list[KernelError] = []
         for target in targets:
             # Only the last one waits: otherwise whoever listens at the others is found late.
             milliseconds = _ROUND if patient and target is targets[-1] else 0
             try:
-                return (await session.ask(*_steps(target, milliseconds), deadline=deadline)).fds[0]
+                answer = await session.ask(*_steps(target, milliseconds), deadline=deadline)
+                return await _taken_in(engine, answer.fds[0], target, deadline)
             except KernelError as error:
+                if error.errno == errno.EAGAIN:
+                    # Somebody listens, and has as many waiting as may wait: another way leads nowhere else.
+                    errors = [error]
+                    break
                 if error.errno not in _ANOTHER:
                     raise
                 errors.append(error)
         # A socket of another kind than the first says nothing; of what is left the first tells most.
         refusal = next((error for error in errors if error.errno != errno.EPROTOTYPE), errors[0])
-        if not patient or refusal.errno not in _LATER or engine.waiter.now() >= deadline:
+        full = refusal.errno == errno.EAGAIN
+        if engine.waiter.now() >= deadline:
+            raise _kept_waiting(refusal.call, refusal.step) if full else refusal
+        if not full and (not patient or refusal.errno not in _LATER):
             raise refusal
         await pause(engine, deadline, _PAUSE)
+
+
+async def _taken_in(engine: Engine, fd: Fd, target: _Target, deadline: float) -> socket:
+    """The socket *fd*, once its connection stands or has failed: it does not wait by itself."""
+    from socket import SO_ERROR, SOL_SOCKET
+
+    connected = socket_of(fd)
+    try:
+        call, why = f"connect({target.text!r})", f"connect to {target.text}"
+        if not await engine.waiter.ready({connected.fileno(): WRITE, engine.pidfd: READ}, deadline):
+            raise _kept_waiting(call, why)
+        if problem := connected.getsockopt(SOL_SOCKET, SO_ERROR):
+            raise KernelError(problem, call, why)
+        if not await engine.waiter.ready({connected.fileno(): WRITE}, engine.waiter.now()):
+            await engine.check_alive()
+            raise _kept_waiting(call, why)
+    except BaseException:
+        connected.close()
+        raise
+    return connected
+
+
+def _kept_waiting(call: str, why: str) -> KernelError:
+    return KernelError(errno.ETIMEDOUT, call, why, "somebody listens inside, and takes nobody in")
 
 
 #: What another way to the same address may do better, and what may be better later.
@@ -192,11 +226,13 @@ _LATER = (errno.ECONNREFUSED, errno.ENOENT)
 
 def _steps(target: _Target, milliseconds: int) -> Iterator[Step]:
     why = f"connect to {target.text}"
-    yield Call("socket", (target.family, target.type | SOCK_CLOEXEC, 0), why, out=SOCKET)
+    # Not to be held by who listens: a UNIX socket whose backlog is full keeps a connect waiting.
+    kind = target.type | SOCK_CLOEXEC | SOCK_NONBLOCK
+    yield Call("socket", (target.family, kind, 0), why, out=SOCKET)
     if target.folder:
         # From its folder on: a path in a socket address has no more than 107 bytes.
         yield from enter(target.folder, why)
-    yield Connect(SOCKET, target.address, milliseconds, why)
+    yield Connect(SOCKET, target.address, milliseconds, why, ignore=(errno.EINPROGRESS,))
     yield Report("ready", why, SOCKET)
 
 

@@ -17,12 +17,15 @@ from sandboxlib.plan.steps import (
     Clone,
     Connect,
     Exec,
+    Extents,
     Init,
     Join,
     OpenChild,
     Pointer,
+    Read,
     Report,
     Serve,
+    Stats,
     Step,
     Template,
     Variable,
@@ -107,11 +110,12 @@ def _varies(step: Step) -> bool:
 
 def _encode(step: Step, index: int, values: Values) -> bytes:
     match step:
-        case Call(name, args, _, out, ignore, positive, absolute, each, _):
+        case Call(name, args, _, out, ignore, positive, absolute, each, _, tell):
             filled = [_fill(arg, values) for arg in args]
             return program.call(
-                name, filled, index, out=out, ignore=ignore, positive=positive, absolute=absolute, each=each
-            )
+                name, filled, index,
+                out=out, ignore=ignore, positive=positive, absolute=absolute, each=each, tell=tell,
+            )  # fmt: skip
         case Write(path, data, _, directory, flags, mode, ignore):
             text = _text(data, values)
             return program.write(str(_fill(path, values)), text, index, directory, flags, mode, ignore)
@@ -135,8 +139,14 @@ def _encode(step: Step, index: int, values: Values) -> bytes:
             return program.serve(index)
         case Init(owner, _, milliseconds):
             return program.init(owner, milliseconds, index)
-        case Connect(fd, address, milliseconds, _):
-            return program.connect(fd, address, milliseconds, index)
+        case Read(name, fd, size, _, ignore):
+            return program.read(name, fd, size, index, ignore=ignore)
+        case Stats(fd, names, flags, _):
+            return program.stats(fd, names, flags, index)
+        case Extents(fd, begin, most, _):
+            return program.extents(fd, begin, most, index)
+        case Connect(fd, address, milliseconds, _, ignore):
+            return program.connect(fd, address, milliseconds, index, ignore=ignore)
     raise TypeError(f"not a launcher step: {step!r}")
 
 

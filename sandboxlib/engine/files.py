@@ -3,8 +3,8 @@ The files of a live sandbox, once for all faces.
 
 Every path is resolved inside, by a helper that stands in the sandbox's own tree: a link
 to ``/etc`` leads to the sandbox's /etc, ".." ends at its root, and magic links of /proc
-lead nowhere. The program reads and writes only the descriptor that it is handed, and
-only if it is a regular file.
+lead nowhere. The helper reads and writes, and only regular files; the program has no descriptor of a
+file inside, since each call on one could be held there. See `sandboxlib.engine.entries`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from sandboxlib import quantity
+from sandboxlib.engine.bounds import ENTRIES, READ, bytes_bound, entries_bound
+from sandboxlib.engine.entries import look
+from sandboxlib.engine.patience import patiently
 from sandboxlib.engine.request import default_cwd
 from sandboxlib.engine.session import Session
-from sandboxlib.engine.walk import FILE, FOLDER, PARENT, Requests, at, opening
+from sandboxlib.engine.walk import FILE, FOLDER, PARENT, Requests, at, opening, seen
 from sandboxlib.engine.walk import remove as remove_tree
 from sandboxlib.errors import KernelError, SpecError, ViolationError
-from sandboxlib.kernel.syscall import syscall
 from sandboxlib.plan.flags import (
     AT_FDCWD,
     AT_REMOVEDIR,
@@ -39,8 +40,7 @@ from sandboxlib.plan.flags import (
     O_WRONLY,
     Named,
 )
-from sandboxlib.plan.root import user_of
-from sandboxlib.plan.steps import Call, Step
+from sandboxlib.plan.steps import Call, Read
 
 if TYPE_CHECKING:
     from sandboxlib.engine.sandbox import Engine
@@ -50,14 +50,12 @@ T = TypeVar("T")
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 CHUNK = 1 << 20
+#: Bytes of a file that are read along with its opening.
+BEGINNING = 48 << 10
 # Below this a copy takes less time than handing it to a thread.
 _SMALL = 64 << 10
 # A FIFO that nobody reads does not hold the helper, and no terminal becomes anyone's.
 ODD = O_NONBLOCK | O_NOCTTY
-
-# CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID: what is left of the helper's rights.
-_RIGHTS = 0b11111
-_VERSION_3 = 0x20080522
 
 # Files of these are the kernel's: what is written to them is a command, given with the
 # program's rights. Kernel: linux/magic.h.
@@ -112,32 +110,21 @@ def split(path: bytes, field: str = "path") -> tuple[bytes, bytes]:
     return above or b"/", name
 
 
-def rights(spec: SandboxSpec) -> tuple[Step, ...]:
-    """
-    Steps with which a helper keeps the rights over files only, and makes files for the sandbox's user.
-
-    It is the user whom commands run as, but no permission bit stops it: as a copy
-    from outside, which a sandbox's owner may make.
-    """
-    uid, gid = user_of(spec)
-    keep = -1
-    steps: list[Step] = [Call("setgroups", (0, 0), "no group of the program's", ignore=(errno.EPERM,))]
-    if uid or gid:
-        steps.append(Call("setresgid", (keep, gid, keep), "new files are the user's"))
-        steps.append(Call("setresuid", (keep, uid, keep), "new files are the user's"))
-    header, sets = struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", _RIGHTS, _RIGHTS, 0, 0, 0, 0)
-    steps.append(
-        Call("capset", (header, sets), "rights over files, and no other", text="CAP_DAC_OVERRIDE, ...")
-    )
-    steps.append(Call("umask", (0,), "modes as given"))
-    return tuple(steps)
-
-
 @asynccontextmanager
-async def requests(engine: Engine, *fds: int) -> AsyncIterator[Requests]:
-    """A helper inside for some requests."""
-    async with Session(engine, *fds) as session:
-        asked = Requests(session, rights(engine.spec))
+async def requests(
+    engine: Engine, *fds: int, verb: str = "", seconds: float | None = None
+) -> AsyncIterator[Requests]:
+    """
+    A helper inside for the requests of one *verb*, which is named if its *seconds* are over first.
+
+    Raises:
+        TimeoutExpired: *seconds* have passed.
+    """
+    async with (
+        Session(engine, *fds, files=True) as session,
+        patiently(engine.waiter, verb, seconds) as deadline,
+    ):
+        asked = Requests(session, deadline)
         yield asked
         await asked.finish()
 
@@ -157,28 +144,47 @@ def mode_of(mode: object, maximum: int = 0o777) -> int:
     return quantity.count("mode", mode, minimum=0, maximum=maximum)
 
 
-def regular(fd: int, path: bytes, *, writing: bool = False) -> os.stat_result:
+async def regular(
+    asked: Requests, call: Call, path: bytes, why: str, *, writing: bool = False
+) -> os.stat_result:
     """
-    See to it that *fd* is a file of ordinary bytes.
+    Open a file by *call*, as `FILE`, and see to it that it is one of ordinary bytes.
 
     Raises:
         KernelError: EISDIR.
         ViolationError: It is a FIFO, a device, or one of the kernel's files.
     """
-    found = os.fstat(fd)
+    kind = Call("fstatfs", (FILE, bytes(120)), why, tell=1)
+    answer = await asked.ask(call, look(FILE, b"", why=why), *([kind] if writing else []))
+    found = seen(FILE, answer.told[0])
+    check_regular(found.st_mode, path)
+    if writing and int.from_bytes(answer.told[1].data[:8], "little") & 0xFFFFFFFF in _KERNELS:
+        raise ViolationError("a file of the kernel's; what is written there is not stored", os.fsdecode(path))
+    return found
+
+
+async def begun(asked: Requests, call: Call, path: bytes, why: str) -> tuple[os.stat_result, bytes]:
+    """
+    As `regular`, and read what a small file has along with that: its first `BEGINNING` bytes at most.
+
+    Of another kind of file it may read something too, which nobody gets.
+    """
+    first = Read("read", FILE, BEGINNING, why, ignore=(errno.EAGAIN, errno.EISDIR))
+    answer = await asked.ask(call, look(FILE, b"", why=why), first)
+    found = seen(FILE, answer.told[0])
+    check_regular(found.st_mode, path)
+    return found, b"".join(each.data for each in answer.told[1:])
+
+
+def check_regular(mode: int, path: bytes) -> None:
+    """Raises: KernelError: EISDIR. ViolationError: It is a FIFO or a device."""
     name = os.fsdecode(path)
-    if modes.S_ISDIR(found.st_mode):
+    if modes.S_ISDIR(mode):
         raise KernelError(errno.EISDIR, f'open("{name}")', "a file inside")
-    if not modes.S_ISREG(found.st_mode):
+    if not modes.S_ISREG(mode):
         raise ViolationError(
             "not a regular file; what it is made of would be the program's to wait for", name
         )
-    if writing:
-        buffer = bytearray(120)
-        syscall("fstatfs", fd, buffer, call=f'fstatfs("{name}")')
-        if int.from_bytes(buffer[:8], "little") & 0xFFFFFFFF in _KERNELS:
-            raise ViolationError("a file of the kernel's; what is written there is not stored", name)
-    return found
 
 
 async def worked(engine: Engine, size: int, function: Callable[[], T]) -> T:
@@ -186,36 +192,34 @@ async def worked(engine: Engine, size: int, function: Callable[[], T]) -> T:
     return function() if size <= _SMALL else await engine.waiter.work(function)
 
 
-def _read_all(fd: int, path: bytes) -> bytes:
-    try:
-        with open(fd, "rb", buffering=0, closefd=False) as file:
-            return file.readall()
-    except OSError as error:
-        raise KernelError(error.errno or 0, f'read("{os.fsdecode(path)}")', "a file inside") from None
-
-
-def write_all(fd: int, data: memoryview, path: bytes) -> None:
-    """Write all of *data*. Raises: KernelError: ENOSPC, and the like."""
-    try:
-        while data:
-            data = data[os.write(fd, data[:CHUNK]) :]
-    except OSError as error:
-        raise KernelError(error.errno or 0, f'write("{os.fsdecode(path)}")', "a file inside") from None
-
-
-async def read(engine: Engine, path: Path) -> bytes:
-    """Read a whole file; however large it is, all of it comes into memory."""
+async def read(
+    engine: Engine, path: Path, *, max_size: int | str | None = READ, seconds: float | None = None
+) -> bytes:
+    """Read a whole file into memory."""
     where = locate(engine.spec, path)
-    async with about(where), requests(engine) as asked:
-        call = opening(AT_FDCWD, where, O_RDONLY | ODD, "read a file inside", links=True)
-        with await asked.descriptor(call) as fd:
-            found = regular(fd, where)
-            # What the kernel makes up has a size of 0, and is small.
-            return await worked(engine, found.st_size, lambda: _read_all(fd, where))
+    bound = bytes_bound(max_size, f"files.read({path!r})")
+    async with requests(engine, verb=f"files.read({path!r})", seconds=seconds) as asked, about(where):
+        why = "read a file inside"
+        call = opening(AT_FDCWD, where, O_RDONLY | ODD, why, links=True)
+        found, first = await begun(asked, call, where, why)
+        # Before more is read: it may be a hole of a terabyte. What the kernel makes up has a size of 0.
+        bytes_bound(max_size, f"files.read({path!r})").count(found.st_size)
+        pieces = [first]
+        bound.count(len(first))
+        while len(first) == BEGINNING and (piece := await asked.read(FILE, CHUNK, why)):
+            pieces.append(piece)
+            bound.count(len(piece))
+        return b"".join(pieces)
 
 
 async def write(
-    engine: Engine, path: Path, data: object, *, mode: int = 0o644, parents: bool = False
+    engine: Engine,
+    path: Path,
+    data: object,
+    *,
+    mode: int = 0o644,
+    parents: bool = False,
+    seconds: float | None = None,
 ) -> None:
     """Write a whole file, which is made if it does not exist, and emptied first if it does."""
     where, bits = locate(engine.spec, path), mode_of(mode)
@@ -228,45 +232,52 @@ async def write(
         content = memoryview(data).cast("B")  # type: ignore[arg-type]
     except TypeError:
         raise SpecError("data", data, "bytes or a string") from None
-    async with about(where), requests(engine) as asked:
+    async with requests(engine, verb=f"files.write({path!r})", seconds=seconds) as asked, about(where):
         if parents:
             await make_folders(asked, split(where)[0], 0o755)
         flags = O_WRONLY | O_CREAT | O_TRUNC | ODD
         why = "write a file inside"
         try:
-            opened = await asked.descriptor(opening(AT_FDCWD, where, flags, why, mode=bits, links=True))
+            call = opening(AT_FDCWD, where, flags, why, mode=bits, links=True)
+            await regular(asked, call, where, why, writing=True)
         except KernelError as error:
             if error.errno != errno.ENXIO:
                 raise
             raise ViolationError("not a regular file", os.fsdecode(where)) from error
-        with opened as fd:
-            regular(fd, where, writing=True)
-            await worked(engine, len(content), lambda: write_all(fd, content, where))
+        await asked.write(FILE, content, why)
 
 
-async def names(engine: Engine, path: Path) -> list[str]:
+async def names(
+    engine: Engine, path: Path, *, max_entries: int | None = ENTRIES, seconds: float | None = None
+) -> list[str]:
     """The sorted names in a folder."""
     where = locate(engine.spec, path)
-    async with about(where), requests(engine) as asked:
-        call = opening(AT_FDCWD, where, O_RDONLY | O_DIRECTORY, "list a folder inside", links=True)
-        with await asked.descriptor(call) as fd:
-            return sorted(os.listdir(fd))
+    bound = entries_bound(max_entries, f"files.list({path!r})")
+    async with requests(engine, verb=f"files.list({path!r})", seconds=seconds) as asked, about(where):
+        why = "list a folder inside"
+        await asked.ask(opening(AT_FDCWD, where, O_RDONLY | O_DIRECTORY, why, out=FOLDER, links=True))
+        found: list[str] = []
+        while more := await asked.entries(why):
+            bound.count(len(more))
+            found += [os.fsdecode(name) for name, _ in more]
+        return sorted(found)
 
 
-async def stat(engine: Engine, path: Path, *, follow: bool = True) -> os.stat_result:
+async def stat(
+    engine: Engine, path: Path, *, follow: bool = True, seconds: float | None = None
+) -> os.stat_result:
     """Look at a file as one would from inside; at a link itself without *follow*."""
     where = locate(engine.spec, path)
-    async with about(where), requests(engine) as asked:
+    async with requests(engine, verb=f"files.stat({path!r})", seconds=seconds) as asked, about(where):
         flags = O_PATH | (NOTHING if follow else O_NOFOLLOW)
-        call = opening(AT_FDCWD, where, flags, "look at a file inside", links=True)
-        with await asked.descriptor(call) as fd:
-            return Owners(engine.pid).inside(os.fstat(fd))
+        why = "look at a file inside"
+        return await asked.opened(opening(AT_FDCWD, where, flags, why, links=True), why)
 
 
-async def exists(engine: Engine, path: Path) -> bool:
+async def exists(engine: Engine, path: Path, *, seconds: float | None = None) -> bool:
     """Tell whether there is something; a link that leads nowhere is nothing."""
     try:
-        await stat(engine, path)
+        await stat(engine, path, seconds=seconds)
     except KernelError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             return False
@@ -275,11 +286,17 @@ async def exists(engine: Engine, path: Path) -> bool:
 
 
 async def mkdir(
-    engine: Engine, path: Path, mode: int = 0o755, *, parents: bool = False, exist_ok: bool = False
+    engine: Engine,
+    path: Path,
+    mode: int = 0o755,
+    *,
+    parents: bool = False,
+    exist_ok: bool = False,
+    seconds: float | None = None,
 ) -> None:
     """Make a folder."""
     where, bits = locate(engine.spec, path), mode_of(mode, 0o1777)
-    async with about(where), requests(engine) as asked:
+    async with requests(engine, verb=f"files.mkdir({path!r})", seconds=seconds) as asked, about(where):
         above, name = split(where)
         if parents:
             await make_folders(asked, above, 0o755)
@@ -309,10 +326,12 @@ async def make_folders(asked: Requests, path: bytes, mode: int) -> None:
         )
 
 
-async def remove(engine: Engine, path: Path, *, recursive: bool = False) -> None:
+async def remove(
+    engine: Engine, path: Path, *, recursive: bool = False, seconds: float | None = None
+) -> None:
     """Remove a file, a link or an empty folder; with *recursive* a folder and all that is in it."""
     where = locate(engine.spec, path)
-    async with about(where), requests(engine) as asked:
+    async with requests(engine, verb=f"files.remove({path!r})", seconds=seconds) as asked, about(where):
         above, name = split(where)
         why = "remove inside"
         await asked.ask(opening(AT_FDCWD, above, O_PATH | O_DIRECTORY, why, out=PARENT, links=True))
@@ -327,10 +346,10 @@ async def remove(engine: Engine, path: Path, *, recursive: bool = False) -> None
             await asked.ask(at("unlinkat", PARENT, name, AT_REMOVEDIR, why=why))
 
 
-async def rename(engine: Engine, old: Path, new: Path) -> None:
+async def rename(engine: Engine, old: Path, new: Path, *, seconds: float | None = None) -> None:
     """Give another name, in place of what has it."""
     source, target = locate(engine.spec, old, "old"), locate(engine.spec, new, "new")
-    async with about(source), requests(engine) as asked:
+    async with requests(engine, verb=f"files.rename({old!r})", seconds=seconds) as asked, about(source):
         (above, name), (other, second) = split(source, "old"), split(target, "new")
         why = "rename inside"
         flags: Named = O_PATH | O_DIRECTORY
@@ -342,41 +361,4 @@ async def rename(engine: Engine, old: Path, new: Path) -> None:
         )
 
 
-class Owners:
-    """Users and groups as a sandbox sees them. Kernel: user_namespaces(7)."""
-
-    #: What the kernel shows for an ID that has no counterpart inside: overflowuid of proc(5).
-    NOBODY = 65534
-
-    def __init__(self, pid: int) -> None:
-        self._maps = [self._lines(f"/proc/{pid}/{which}") for which in ("uid_map", "gid_map")]
-
-    @staticmethod
-    def _lines(path: str) -> list[tuple[int, int, int]]:
-        found = []
-        with open(path, encoding="ascii") as file:
-            for line in file:
-                inside, outside, count = map(int, line.split())
-                found.append((inside, outside, count))
-        return found
-
-    def _inside(self, which: int, number: int) -> int:
-        for inside, outside, count in self._maps[which]:
-            if outside <= number < outside + count:
-                return inside + number - outside
-        return self.NOBODY
-
-    def pair(self, uid: int, gid: int) -> tuple[int, int]:
-        """A user and a group, as numbers inside."""
-        return self._inside(0, uid), self._inside(1, gid)
-
-    def inside(self, found: os.stat_result) -> os.stat_result:
-        """The same, with the owner as it is inside."""
-        fields = list(found)
-        fields[modes.ST_UID], fields[modes.ST_GID] = self.pair(found.st_uid, found.st_gid)
-        further = ("st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_ctime_ns")
-        more = (*further, "st_blksize", "st_blocks", "st_rdev")
-        return os.stat_result(fields, {name: getattr(found, name) for name in more})
-
-
-__all__ = ["FILE", "Owners", "Path", "exists", "mkdir", "names", "read", "remove", "rename", "stat", "write"]
+__all__ = ["FILE", "Path", "exists", "mkdir", "names", "read", "remove", "rename", "stat", "write"]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sandboxlib.host import Host
     from sandboxlib.spec import SandboxSpec
 
+_STANDS = ("recvmsg()", "hear that the sandbox stands")
 #: Seconds that a pid 1 which was killed has to end before it is looked for what keeps it.
 PATIENCE = 0.1
 
@@ -87,9 +88,8 @@ class Init:
         self, spec: SandboxSpec, host: Host, plan: Plan, sync: Fd, connections: Connected | None
     ) -> None:
         launch, problem = self._launch, None
-        what = ("recvmsg()", "hear that the sandbox stands")
         while True:
-            await answer(self._waiter, {launch.control: READ}, self.pid or launch.launcher, what)
+            await answer(self._waiter, {launch.control: READ}, self.pid or launch.launcher, _STANDS)
             report = launch.hear()
             if report is None:
                 raise KernelError(32, f"recvmsg({launch.control})", "the launcher ended without a word")

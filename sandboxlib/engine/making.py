@@ -85,7 +85,7 @@ async def make(waiter: Waiter, host: Host, recipe: Recipe, values: Mapping[str, 
     steps = tuple(_steps(recipe, host, by_tool))
     expected = sum(isinstance(step, Report) and step.fd >= 0 for step in flatten(steps))
     fds: list[Fd] = []
-    launch, what = launcher.Launch(), ("recvmsg()", "hear the launcher")
+    launch = launcher.Launch()
     read, write = pipe()
     try:
         with pidfd_open(os.getpid()) as owner:
@@ -94,7 +94,12 @@ async def make(waiter: Waiter, host: Host, recipe: Recipe, values: Mapping[str, 
         if not by_tool:
             write.close()
         while len(fds) < expected or not launch.pid:
-            await answer(waiter, {launch.control: READ}, launch.pid or launch.launcher, what)
+            await answer(
+                waiter,
+                {launch.control: READ},
+                launch.pid or launch.launcher,
+                ("recvmsg()", "hear the launcher"),
+            )
             report = launch.hear()
             if report is None:
                 raise KernelError(32, f"recvmsg({launch.control})", "the launcher ended without a word")

@@ -9,13 +9,15 @@ nothing waits for one of them without a bound, and none is reaped by a call that
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from math import inf
 from typing import TYPE_CHECKING
 
+from sandboxlib import quantity
 from sandboxlib.engine.current import program
 from sandboxlib.engine.waiter import READ
-from sandboxlib.errors import KernelError
+from sandboxlib.errors import KernelError, TimeoutExpired
 from sandboxlib.kernel import proc
 from sandboxlib.kernel.descriptor import Fd, pidfd_open
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 #: Seconds for one that works, or waits for a disk: a machine may be slow.
 LONGEST = 60.0
+#: For the error.
+HELD = "something inside holds it: a signal that stops it, a lease, or a file system of its own"
 #: Seconds between two looks after that, and how often it is found idle before it counts: it may just have
 #: been about to go on.
 _LOOK, _IDLE = 0.2, 3
@@ -40,7 +44,7 @@ async def answer(
     waiter: Waiter,
     fds: Mapping[int, int],
     pid: int,
-    what: tuple[str, str],
+    what: Callable[[], tuple[str, str]] | tuple[str, str],
     *,
     deadline: float = inf,
     excused: Callable[[], bool] = _never,
@@ -52,7 +56,7 @@ async def answer(
         waiter: To wait by.
         fds: As `Waiter.ready`.
         pid: Which process it hangs on.
-        what: The call and what it is for, for the error.
+        what: The call and what it is for, for the error; or what tells both.
         deadline: The caller's own.
         excused: Is it the program itself that keeps it waiting?
 
@@ -73,10 +77,28 @@ async def answer(
             continue
         idle = idle + 1 if proc.state(pid) in proc.IDLE else 0
         if idle >= _IDLE or now >= last:
-            hint = "something inside holds it: a signal that stops it, a lease, or a file system of its own"
-            raise KernelError(errno.ETIMEDOUT, *what, hint)
+            raise KernelError(errno.ETIMEDOUT, *(what() if callable(what) else what), HELD)
         look = now + _LOOK
     return found
+
+
+@asynccontextmanager
+async def patiently(waiter: Waiter, verb: str, seconds: object) -> AsyncIterator[float]:
+    """
+    The deadline of a *verb* that has so many *seconds*, or no bound if that is None.
+
+    Raises:
+        TimeoutExpired: Something within came to it.
+        SpecError: It is no time.
+    """
+    limit = None if seconds is None else quantity.seconds("timeout", seconds)
+    deadline = inf if limit is None else waiter.now() + limit
+    try:
+        yield deadline
+    except KernelError as error:
+        if limit is None or error.errno != errno.ETIMEDOUT or waiter.now() < deadline:
+            raise
+        raise TimeoutExpired(verb, limit) from error
 
 
 async def left(waiter: Waiter, launch: Launch, *, kill: bool = False) -> None:
@@ -142,4 +164,4 @@ async def reap_late(waiter: Waiter) -> None:
     late.clear()
 
 
-__all__ = ["LONGEST", "PATIENCE", "answer", "killed", "left", "reap_late"]
+__all__ = ["HELD", "LONGEST", "PATIENCE", "answer", "killed", "left", "patiently", "reap_late"]

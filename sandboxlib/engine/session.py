@@ -9,14 +9,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from sandboxlib.engine.encode import encode, failure
-from sandboxlib.engine.patience import answer, left
+from sandboxlib.engine.patience import HELD, answer, left
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, StateError
 from sandboxlib.kernel import launcher
 from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.kernel.program import FIRST
 from sandboxlib.plan.command import serve
-from sandboxlib.plan.steps import Step
+from sandboxlib.plan.steps import Report, Step
 
 if TYPE_CHECKING:
     from sandboxlib.engine.sandbox import Engine
@@ -27,11 +27,31 @@ if TYPE_CHECKING:
 START = 1 << 20
 
 
+#: Seconds that all answers together may take which take longer than this many each.
+_SLOW, _ALL_SLOW = 1.0, 30.0
+
+
+class Told(NamedTuple):
+    """What one step told. Attributes: step, its number in the request; value, its result; data, the bytes."""
+
+    step: int
+    value: int
+    data: bytes
+
+
 class Answer(NamedTuple):
-    """What a request brought back. Attributes: value, its last result; fds, the caller's."""
+    """
+    What a request brought back.
+
+    Attributes:
+        value: Its last result.
+        fds: What was handed out, the caller's: one for each step that does.
+        told: What its steps told, in order.
+    """
 
     value: int
     fds: tuple[Fd, ...]
+    told: tuple[Told, ...] = ()
 
 
 class Helper:
@@ -50,6 +70,9 @@ class Helper:
         self._launch = launcher.Launch()
         # Readable when the place where it stands has ended, which need not end a call that it makes.
         self._place = -1
+        self._room = launcher.NO_ROOM
+        # What slow answers have taken until now.
+        self._slow = 0.0
 
     async def __aenter__(self) -> Self:
         self._launch.begin(self._code or encode(self._start, index=START), *self._fds)
@@ -68,33 +91,54 @@ class Helper:
         Carry out *steps* there.
 
         Raises:
-            KernelError: One failed; those after it were not tried. ETIMEDOUT: *deadline* came first.
+            KernelError: One failed; those after it were not tried. ETIMEDOUT: *deadline* came first, or
+                something inside holds it.
             StateError: The sandbox has ended.
         """
-        control, fds = self._launch.control, list[Fd]()
-        what = (str(steps[-1]), steps[-1].why) if steps else ("recvmsg()", "ask a helper")
+        fds, told = list[Fd](), list[Told]()
+        self._send(encode(steps))
         try:
-            self._send(encode(steps))
-            while True:
-                waiting = {fd: READ for fd in (control, self._place) if fd >= 0}
-                ready = await answer(self._waiter, waiting, self._launch.launcher, what, deadline=deadline)
-                if not ready:
-                    raise KernelError(errno.ETIMEDOUT, *what)
-                report = self._receive() if control in ready else None
-                if report is None:
-                    raise await self._gone()
+            while (report := await self._heard(steps, deadline)).kind != launcher.DONE:
                 if report.kind == launcher.READY:
                     fds.append(report.fd)
-                elif report.kind == launcher.DONE:
-                    return Answer(report.value, tuple(fds))
+                elif report.kind == launcher.DATA:
+                    told.append(Told(report.step, report.value, report.data))
                 elif report.step >= START:
                     raise self._not_started(failure(self._start, report.step - START, report.error))
                 else:
                     raise failure(steps, report.step, report.error)
+            if len(fds) != sum(isinstance(step, Report) and step.fd >= 0 for step in steps) or not all(fds):
+                call = f"recvmsg({self._launch.control})"
+                raise KernelError(errno.EPROTO, call, "a descriptor is to be handed out")
         except BaseException:
             for fd in fds:
                 fd.close()
             raise
+        return Answer(report.value, tuple(fds), tuple(told))
+
+    async def _heard(self, steps: tuple[Step, ...], deadline: float) -> launcher.Reported:
+        """The next report about *steps*."""
+
+        def what() -> tuple[str, str]:
+            return (str(steps[-1]), steps[-1].why) if steps else ("recvmsg()", "ask a helper")
+
+        control = self._launch.control
+        waiting = {fd: READ for fd in (control, self._place) if fd >= 0}
+        asked = self._waiter.now()
+        ready = await answer(self._waiter, waiting, self._launch.launcher, what, deadline=deadline)
+        took = self._waiter.now() - asked
+        self._slow += took if took > _SLOW else 0.0
+        if not ready or self._slow > _ALL_SLOW:
+            raise KernelError(errno.ETIMEDOUT, *what(), HELD if ready else "")
+        report = self._receive() if control in ready else None
+        if report is None:
+            raise await self._gone()
+        return report
+
+    async def pause(self, seconds: float, deadline: float) -> None:
+        """Let some time pass, as long as there is something to ask."""
+        waiting = {self._place: READ} if self._place >= 0 else {}
+        await self._waiter.ready(waiting, min(deadline, self._waiter.now() + seconds))
 
     def _send(self, code: bytes) -> None:
         try:
@@ -105,13 +149,14 @@ class Helper:
                 raise
 
     def _receive(self) -> launcher.Reported | None:
+        self._room = self._room or bytearray(launcher.ROOM)
         try:
-            return self._launch.hear()
+            return self._launch.hear(self._room)
         except KernelError as error:
             # It has ended without having read what we sent; what it had to say comes after that.
             if error.errno != errno.ECONNRESET:
                 raise
-            return self._launch.hear()
+            return self._launch.hear(self._room)
 
     async def _gone(self) -> Exception:
         return KernelError(errno.EPIPE, f"recvmsg({self._launch.control})", "the helper ended without a word")
@@ -121,9 +166,10 @@ class Helper:
 
 
 @lru_cache(64)
-def _served(spec: SandboxSpec, host: Host) -> bytes:
-    """The program of a `Session`'s helper."""
-    return encode(serve(spec, host), index=START)
+def _served(spec: SandboxSpec, host: Host, files: bool) -> tuple[tuple[Step, ...], bytes]:
+    """How a `Session`'s helper begins, and the program for that."""
+    steps = serve(spec, host, files=files)
+    return steps, encode(steps, index=START)
 
 
 class Session(Helper):
@@ -131,15 +177,15 @@ class Session(Helper):
     A helper with root's rights inside and the sandbox's view of the file tree, but no process of it.
 
     The kernel resolves each path where the helper stands, so nothing of the host can
-    be named. Descriptors of the program that it is to have stand from `GIVEN` on.
+    be named. Descriptors of the program that it is to have stand from `GIVEN` on. With *files* it
+    keeps its rights over files alone, and makes them for the sandbox's user.
     """
 
     GIVEN = FIRST + 1
 
-    def __init__(self, engine: Engine, *fds: int) -> None:
+    def __init__(self, engine: Engine, *fds: int, files: bool = False) -> None:
         self._engine = engine
-        steps = serve(engine.spec, engine.host)
-        code = _served(engine.spec, engine.host)
+        steps, code = _served(engine.spec, engine.host, files)
         super().__init__(engine.waiter, steps, engine.pidfd, *fds, code=code)
         self._place = engine.pidfd
 
@@ -158,4 +204,4 @@ class Session(Helper):
         return gone
 
 
-__all__ = ["START", "Answer", "Helper", "KernelError", "Session"]
+__all__ = ["START", "Answer", "Helper", "KernelError", "Session", "Told"]

@@ -5,24 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import BufferedReader
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from sandboxlib import quantity
 from sandboxlib.engine.connect import AF_INET, AF_INET6, DGRAM, SOCKET, enter, opened, pause, port_of
+from sandboxlib.engine.patience import patiently
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.terminal import Stream
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError, SpecError, StateError, TimeoutExpired
-from sandboxlib.kernel.descriptor import Fd, socket_of
 from sandboxlib.plan.flags import O_CLOEXEC, SOCK_CLOEXEC, Named
-from sandboxlib.plan.steps import Call, Report
+from sandboxlib.plan.steps import Call
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from sandboxlib.engine.process import Process
     from sandboxlib.engine.sandbox import Engine
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 _FIRST_PAUSE, _LAST_PAUSE = 0.001, 0.02
 #: Seconds until a path is looked at again without a word from inotify: some file systems have none.
 _LOOK = 0.2
+#: Bytes of one answer of the kernel's on sockets: the first says whether there is one.
+_ANSWER = 8192
 #: Seconds between two runs of a command, at first and at most.
 _FIRST_REST, _LAST_REST = 0.01, 0.5
 #: Bytes that are kept of an output in which something is looked for.
@@ -71,22 +72,20 @@ async def wait_for(
     asked = {name: value for name, value in given.items() if value is not None}
     if len(asked) != 1:
         raise SpecError("wait_for", sorted(asked), "exactly one of port=, path=, output= and command=")
-    limit = None if seconds is None else quantity.seconds("timeout", seconds)
-    deadline = inf if limit is None else engine.waiter.now() + limit
-    if port is not None:
-        number, protocol = port_of("port", port)
-        text, done = f"port={port!r}", await _listens(engine, number, protocol, deadline)
-    elif path is not None:
-        where = quantity.absolute("path", path)
-        text, done = f"path={where!r}", await _exists(engine, where, deadline)
-    elif output is not None:
-        process, files, wanted = output
-        text, done = f"output={wanted!r}", await _written(engine, process, files, _text(wanted), deadline)
-    else:
-        text, done = f"command={command!r}", await _succeeds(engine, command, deadline)
-    if not done:
-        assert limit is not None
-        raise TimeoutExpired(f"wait_for({text})", limit)
+    (name, value), *_ = asked.items()
+    shown = output[2] if output is not None else value
+    async with patiently(engine.waiter, f"wait_for({name}={shown!r})", seconds) as deadline:
+        if port is not None:
+            done = await _listens(engine, *port_of("port", port), deadline)
+        elif path is not None:
+            done = await _exists(engine, quantity.absolute("path", path), deadline)
+        elif output is not None:
+            process, files, wanted = output
+            done = await _written(engine, process, files, _text(wanted), deadline)
+        else:
+            done = await _succeeds(engine, command, deadline)
+        if not done:
+            raise KernelError(errno.ETIMEDOUT, f"wait_for({name}={shown!r})")
 
 
 async def _listens(engine: Engine, port: int, protocol: str, deadline: float) -> bool:
@@ -97,63 +96,62 @@ async def _listens(engine: Engine, port: int, protocol: str, deadline: float) ->
 
     Kernel: sock_diag(7).
     """
-    async with Session(engine) as session:
-        why = "which sockets listen"
-        made = Call("socket", (_AF_NETLINK, DGRAM | SOCK_CLOEXEC, _SOCK_DIAG), why, out=SOCKET)
-        answer = await session.ask(made, Report("ready", why, SOCKET), deadline=deadline)
     rest = _FIRST_PAUSE
-    with socket_of(answer.fds[0]) as diag:
+    async with Session(engine) as session:
         while True:
-            if port in _listening(diag, engine.pid, protocol):
-                return True
+            for family in (AF_INET, AF_INET6):
+                found = await _asked(session, family, port, protocol, deadline)
+                if found is None:
+                    # This kernel has no inet_diag.
+                    path = f"/proc/{engine.pid}/net/{protocol}{'6' if family == AF_INET6 else ''}"
+                    look = partial(_in_table, path, port, _WAITING[protocol], engine.waiter.check)
+                    found = await engine.waiter.work(look)
+                if found:
+                    return True
             if engine.waiter.now() >= deadline:
                 return False
             await pause(engine, deadline, rest)
             rest = min(rest * 1.5, _LAST_PAUSE)
 
 
-def _listening(diag: socket, pid: int, protocol: str) -> set[int]:
-    """The ports that somebody waits at, by IPv4 or IPv6."""
-    found: set[int] = set()
-    for family in (AF_INET, AF_INET6):
-        # struct inet_diag_req_v2: a mask of states, and an address of zeros for all.
-        request = struct.pack("=BBBBI48x", family, _PROTOCOLS[protocol], 0, 0, 1 << _WAITING[protocol])
-        # SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP
-        diag.send(struct.pack("=IHHII", 16 + len(request), 20, 0x301, 1, 0) + request)
-        ports = _answers(diag)
-        found |= _from_proc(pid, family, protocol) if ports is None else ports
-    return found
+async def _asked(session: Session, family: int, port: int, protocol: str, deadline: float) -> bool | None:
+    """Is there a socket that waits at *port*? None where the kernel cannot be asked."""
+    why = "which sockets listen"
+    # Of all that there may be, those at this port: struct inet_diag_bc_op, INET_DIAG_BC_S_GE and _S_LE, each
+    # with what to skip if it holds and if not, and the port.
+    condition = struct.pack("=BBHBBHBBHBBH", 2, 8, 20, 0, 0, port, 3, 8, 12, 0, 0, port)
+    # struct inet_diag_req_v2: a mask of states, and an address of zeros for all. INET_DIAG_REQ_BYTECODE.
+    request = struct.pack("=BBBBI48x", family, _PROTOCOLS[protocol], 0, 0, 1 << _WAITING[protocol])
+    request += struct.pack("=HH", 4 + len(condition), 1) + condition
+    # SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP
+    request = struct.pack("=IHHII", 16 + len(request), 20, 0x301, 1, 0) + request
+    answer = await session.ask(
+        # A new one each time, so that no answer is left from before.
+        Call("socket", (_AF_NETLINK, DGRAM | SOCK_CLOEXEC, _SOCK_DIAG), why, out=SOCKET),
+        Call("write", (SOCKET, request, len(request)), why),
+        Call("read", (SOCKET, bytes(_ANSWER), _ANSWER), why, tell=1),
+        deadline=deadline,
+    )
+    data = answer.told[0].data
+    _, kind = struct.unpack_from("=IH", data)
+    if kind == 2:  # NLMSG_ERROR
+        (error,) = struct.unpack_from("=i", data, 16)
+        if -error != errno.ENOENT:
+            raise KernelError(-error, f"read({SOCKET})", why)
+        return None
+    return bool(kind != 3)  # NLMSG_DONE
 
 
-def _answers(diag: socket) -> set[int] | None:
-    """Local ports of the sockets of one answer; None where the kernel has no inet_diag."""
-    ports: set[int] = set()
-    while True:
-        data = diag.recv(1 << 16)
-        at = 0
-        while at < len(data):
-            length, kind = struct.unpack_from("=IH", data, at)
-            if kind == 3:  # NLMSG_DONE
-                return ports
-            if kind == 2:  # NLMSG_ERROR
-                (error,) = struct.unpack_from("=i", data, at + 16)
-                if -error == errno.ENOENT:
-                    return None
-                raise KernelError(-error, f"recvmsg({diag.fileno()})", "which sockets listen")
-            # struct inet_diag_msg: four bytes, then the source port in network order.
-            ports.add(struct.unpack_from("!H", data, at + 20)[0])
-            at += (length + 3) & ~3
-
-
-def _from_proc(pid: int, family: int, protocol: str) -> set[int]:
-    """The same from /proc: slow on machines with large tables of connections."""
-    found = set()
-    with open(f"/proc/{pid}/net/{protocol}{'6' if family == AF_INET6 else ''}", encoding="ascii") as file:
-        for line in file:
+def _in_table(path: str, port: int, state: int, cancelled: Callable[[], None]) -> bool:
+    """Look for the same in /proc: slow where there are many connections."""
+    with open(path, encoding="ascii") as file:
+        for number, line in enumerate(file):
             fields = line.split()
-            if fields[3] == f"{_WAITING[protocol]:02X}":
-                found.add(int(fields[1].rpartition(":")[2], 16))
-    return found
+            if fields[3] == f"{state:02X}" and int(fields[1].rpartition(":")[2], 16) == port:
+                return True
+            if number % 1000 == 0:
+                cancelled()
+    return False
 
 
 async def _exists(engine: Engine, path: str, deadline: float) -> bool:
@@ -161,22 +159,27 @@ async def _exists(engine: Engine, path: str, deadline: float) -> bool:
     waiter = engine.waiter
     async with Session(engine) as session:
         while True:
-            with await _watch(session, path) as watch:
-                # After the watch is set: what is made from here on is told.
-                if await _is_there(session, path):
-                    return True
-                now = waiter.now()
-                if now >= deadline:
-                    return False
-                wanted = {fd: READ for fd in (watch, engine.pidfd) if fd >= 0}
-                patience = _LOOK if watch >= 0 else _LAST_PAUSE
-                await waiter.ready(wanted, min(deadline, now + patience))
-                await engine.check_alive()
+            watched = await _watch(session, path, deadline)
+            # After the watch is set: what is made from here on is told.
+            if await _is_there(session, path, deadline):
+                return True
+            left = deadline - waiter.now()
+            if left <= 0:
+                return False
+            if watched:
+                # It is the helper who hears of it. struct pollfd, struct timespec.
+                time = struct.pack("=qq", 0, int(min(left, _LOOK) * 1e9))
+                what = struct.pack("=ihh", SOCKET, READ, 0)
+                call = Call("ppoll", (what, 1, time, 0, 8), "hear of what is made")
+                await session.ask(call)
+            else:
+                await pause(engine, deadline, _LAST_PAUSE)
+            await engine.check_alive()
 
 
-async def _is_there(session: Session, path: str) -> bool:
+async def _is_there(session: Session, path: str, deadline: float) -> bool:
     try:
-        await session.ask(*opened(path, "is it there?"))
+        await session.ask(*opened(path, "is it there?"), deadline=deadline)
     except KernelError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return False
@@ -184,27 +187,27 @@ async def _is_there(session: Session, path: str) -> bool:
     return True
 
 
-async def _watch(session: Session, path: str) -> Fd:
-    """An inotify descriptor, made inside, that watches the deepest folder; none if there are too many."""
+async def _watch(session: Session, path: str, deadline: float) -> bool:
+    """Watch the deepest folder of *path* that is there, by inotify(7); False with too many watches."""
     why = "hear of what is made"
     folder = path
     while folder != "/":
         folder = os.path.dirname(folder)
         try:
-            answer = await session.ask(
+            await session.ask(
                 Call("inotify_init1", (O_CLOEXEC,), why, out=SOCKET),
                 *enter(folder, why),
                 Call("inotify_add_watch", (SOCKET, ".", _IN_CREATED | _IN_GONE), why),
-                Report("ready", why, SOCKET),
+                deadline=deadline,
             )
         except KernelError as error:
             if error.errno in (errno.EMFILE, errno.ENOSPC):
-                return Fd()
+                return False
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
         else:
-            return answer.fds[0]
-    return Fd()
+            return True
+    return False
 
 
 def _text(value: object) -> bytes:

@@ -14,17 +14,22 @@ from sandboxlib._native import ffi, lib
 from sandboxlib.errors import KernelError
 from sandboxlib.kernel.descriptor import Fd
 
-DONE, CHILD, READY, FAILED, NOT_FOUND = (
+DONE, CHILD, READY, FAILED, NOT_FOUND, DATA = (
     int(lib.SBX_DONE),
     int(lib.SBX_CHILD),
     int(lib.SBX_READY),
     int(lib.SBX_FAILED),
     int(lib.SBX_NOT_FOUND),
+    int(lib.SBX_DATA),
 )
 INTERPRETER = int(lib.SBX_INTERPRETER)
 _SOCKET = int(lib.SBX_SOCKET)
 _EINTR = -errno.EINTR
 LIFETIME_OVER = int(lib.SBX_LIFETIME_OVER)
+#: How many bytes come along with one report at most.
+ROOM = int(lib.SBX_ROOM)
+NO_ROOM = bytearray()
+_REPORT = ffi.sizeof("struct sbx_report")
 #: Bytes of the longest program.
 MAX_SIZE = int(lib.SBX_MAX_SIZE)
 #: How much a served program may be long, see ``SBX_SERVE_SIZE``.
@@ -37,6 +42,7 @@ class Reported(NamedTuple):
 
     Attributes:
         fd: A descriptor that came along, or none.
+        data: The bytes that stand behind it.
     """
 
     kind: int
@@ -44,6 +50,7 @@ class Reported(NamedTuple):
     error: int
     value: int
     fd: Fd
+    data: bytes = b""
 
 
 class Ended(NamedTuple):
@@ -116,22 +123,41 @@ class Launch:
         """Our end of its socket, or -1."""
         return self._at.control  # type: ignore[no-any-return]
 
-    def hear(self) -> Reported | None:
-        """The next report, or None at the end. Waits: ask first whether `control` is ready."""
+    def hear(self, room: bytearray = NO_ROOM) -> Reported | None:
+        """
+        The next report, or None at the end. Waits: ask first whether `control` is ready.
+
+        Args:
+            room: Where bytes that come along are put for the moment; `ROOM` of them are enough.
+
+        Raises:
+            KernelError: EMFILE: a descriptor came along, and the program has as many as it may.
+        """
         report, sender, fd = ffi.new("struct sbx_report *"), ffi.new("int *"), Fd()
-        while (rv := lib.sbx_hear(self._at, report, fd.cell, sender)) == _EINTR:
+        data = ffi.from_buffer(room)
+        while (rv := lib.sbx_hear(self._at, report, data, len(room), fd.cell, sender)) == _EINTR:
             continue
         if rv < 0:
             raise KernelError(-rv, f"recvmsg({self.control})", "hear the launcher")
         if rv == 0:
             return None
-        return Reported(report.kind, report.index, report.error, report.value, fd)
+        more = bytes(memoryview(room)[: rv - _REPORT]) if room else b""
+        return Reported(report.kind, report.index, report.error, report.value, fd, more)
 
     def pending(self) -> Iterator[Reported]:
         """The reports that are there already: all there will be, once the launcher was reaped."""
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
-        while poll.poll(0) and (report := self.hear()) is not None:
+        while poll.poll(0):
+            try:
+                report = self.hear()
+            except KernelError as error:
+                # A descriptor that there is no room for is nobody's.
+                if error.errno != errno.EMFILE:
+                    raise
+                continue
+            if report is None:
+                break
             yield report
 
     def send(self, program: bytes) -> None:

@@ -14,6 +14,8 @@ _SIZE = _HEADER.size
 _MASK = (1 << 64) - 1
 _numbers: dict[str, int] = {}
 
+#: Names that are looked at by one record, and bytes that are told of each.
+STATS, STAT = int(lib.SBX_ROOM) // int(lib.SBX_STAT), int(lib.SBX_STAT)
 CONTROL, PROGRAM, FIRST = int(lib.SBX_CONTROL), int(lib.SBX_PROGRAM), int(lib.SBX_FIRST)
 REPORT_KINDS = {"child": int(lib.SBX_CHILD), "ready": int(lib.SBX_READY)}
 
@@ -54,8 +56,9 @@ def call(
     positive: bool = False,
     absolute: bool = False,
     each: int = 0,
+    tell: int = -1,
 ) -> bytes:
-    """One system call; strings and buffers become pointers into the record."""
+    """One system call; strings and buffers become pointers into the record. What stands in *tell* is told."""
     nr = _numbers.get(name)
     if nr is None:
         nr = _numbers[name] = number(name)
@@ -64,6 +67,9 @@ def call(
     if each:
         flags |= lib.SBX_EACH
         plain += [0] * (5 - len(plain)) + [each]
+    if tell >= 0:
+        flags |= lib.SBX_TELL
+        out = tell
     return _record(lib.SBX_SYSCALL, plain, index, nr=nr, out=out, flags=flags, ignore=ignore)
 
 
@@ -137,6 +143,22 @@ def init(owner: int, milliseconds: int, index: int) -> bytes:
     return _record(lib.SBX_INIT, (owner, milliseconds), index)
 
 
-def connect(fd: int, address: bytes, milliseconds: int, index: int) -> bytes:
+def read(name: str, fd: int, size: int, index: int, *, ignore: tuple[int, ...] = ()) -> bytes:
+    """Tell what the call *name* reads from *fd*, until nothing comes or *size* bytes have."""
+    return _record(lib.SBX_READ, (fd, size), index, nr=number(name), ignore=ignore)
+
+
+def stats(fd: int, names: Sequence[bytes], flags: int, index: int) -> bytes:
+    """Tell what each of *names* in a folder is."""
+    data = b"".join([name + b"\0" for name in names])
+    return _record(lib.SBX_STATS, (fd, data, len(names), flags), index)
+
+
+def extents(fd: int, begin: int, count: int, index: int) -> bytes:
+    """Tell where a file has data, from *begin* on, at *count* places at most."""
+    return _record(lib.SBX_EXTENTS, (fd, begin, count), index)
+
+
+def connect(fd: int, address: bytes, milliseconds: int, index: int, *, ignore: tuple[int, ...] = ()) -> bytes:
     """Connect, again until someone listens."""
-    return _record(lib.SBX_CONNECT, (fd, address, len(address), milliseconds), index)
+    return _record(lib.SBX_CONNECT, (fd, address, len(address), milliseconds), index, ignore=ignore)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -43,6 +44,9 @@ GROUPS = 40
 
 _HOW = struct.Struct("=3Q")
 _LIMIT = struct.Struct("=2Q")
+# CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID; _LINUX_CAPABILITY_VERSION_3.
+_OVER_FILES = 0b11111
+_VERSION_3 = 0x20080522
 
 
 class Request(NamedTuple):
@@ -223,8 +227,13 @@ def kind_of(request: Request, group: Group) -> Kind:
     return Kind(request.cwd, request.tty, request.foreign, request.rlimits, files, into)
 
 
-def serve(spec: SandboxSpec, host: Host) -> tuple[Step, ...]:
-    """Plan a helper for files and sockets: it has root's rights inside, and none outside."""
+def serve(spec: SandboxSpec, host: Host, *, files: bool = False) -> tuple[Step, ...]:
+    """
+    Plan a helper for sockets and the like, which has root's rights inside, and none outside; or for *files*.
+
+    One for files keeps the rights over files only, and what it makes is the sandbox's user's: it is he whom
+    commands run as, but no permission bit stops it: as a copy from outside, which a sandbox's owner may make.
+    """
     user = not hosts(namespaces(spec, host), "user")
     return (
         Call("prctl", (PR_SET_DUMPABLE, 0, 0, 0, 0), "nothing inside may look into it"),
@@ -242,9 +251,22 @@ def serve(spec: SandboxSpec, host: Host) -> tuple[Step, ...]:
             if user
             else ()
         ),
-        Call("umask", (0o022,), "modes as given"),
+        *(_rights_over_files(spec) if files else (Call("umask", (0o022,), "modes as given"),)),
         Serve("open, make, rename and remove inside"),
     )
+
+
+def _rights_over_files(spec: SandboxSpec) -> Iterator[Step]:
+    uid, gid = user_of(spec)
+    keep = -1
+    yield Call("setgroups", (0, 0), "no group of the program's", ignore=(errno.EPERM,))
+    if uid or gid:
+        yield Call("setresgid", (keep, gid, keep), "new files are the user's")
+        yield Call("setresuid", (keep, uid, keep), "new files are the user's")
+    header = struct.pack("=Ii", _VERSION_3, 0)
+    sets = struct.pack("=6I", _OVER_FILES, _OVER_FILES, 0, 0, 0, 0)
+    yield Call("capset", (header, sets), "rights over files, and no other", text="CAP_DAC_OVERRIDE, ...")
+    yield Call("umask", (0,), "modes as given")
 
 
 def raised(spec: SandboxSpec, host: Host, request: Kind) -> tuple[Step, ...]:

@@ -123,6 +123,7 @@ AF_INET = Named(2, "AF_INET")
 AF_NETLINK = Named(16, "AF_NETLINK")
 SOCK_DGRAM = Named(2, "SOCK_DGRAM")
 SOCK_RAW = Named(3, "SOCK_RAW")
+SOCK_NONBLOCK = Named(os.O_NONBLOCK, "SOCK_NONBLOCK")
 SOCK_CLOEXEC = Named(0o2000000, "SOCK_CLOEXEC")
 
 #: getrlimit(2) resources as the generic ABI numbers them; x86_64 and aarch64 agree.

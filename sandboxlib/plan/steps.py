@@ -55,6 +55,7 @@ class Call(NamedTuple):
         positive: A result of 0 is a failure.
         absolute: The first buffer must hold an absolute path afterwards.
         each: Bits; the call is made for each that is set, with its number as second argument.
+        tell: The argument, counted from 0, whose buffer the program is told afterwards, or -1.
         text: Printed instead of the arguments where buffers say little.
     """
 
@@ -67,6 +68,7 @@ class Call(NamedTuple):
     absolute: bool = False
     each: int = 0
     text: str = ""
+    tell: int = -1
 
     def __str__(self) -> str:
         result = f" = {self.out}" if self.out >= 0 else ""
@@ -189,15 +191,65 @@ class Init(NamedTuple):
 
 
 class Connect(NamedTuple):
-    """Connect socket *fd*, again and again until someone listens or *milliseconds* are over."""
+    """
+    Connect socket *fd*, again and again until someone listens or *milliseconds* are over.
+
+    Attributes:
+        ignore: Up to two errnos that are no failure here.
+    """
 
     fd: int
     address: bytes
     milliseconds: int
     why: str
+    ignore: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"connect({self.fd}, <{len(self.address)} bytes>)"
+
+
+class Read(NamedTuple):
+    """
+    Tell the program what *name*, a call such as read(2), brings from *fd*.
+
+    Again and again, until nothing comes or *size* bytes have come.
+
+    Attributes:
+        ignore: Up to two errnos that are no failure here.
+    """
+
+    name: str
+    fd: int
+    size: int
+    why: str
+    ignore: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.fd}) ..."
+
+
+class Stats(NamedTuple):
+    """Tell the program what each of *names* in the folder *fd* is, by *flags* for statx(2)."""
+
+    fd: int
+    names: tuple[bytes, ...]
+    flags: Named
+    why: str
+
+    def __str__(self) -> str:
+        return f"statx({self.fd}, each of {len(self.names)} names, {self.flags})"
+
+
+class Extents(NamedTuple):
+    """Tell the program where a file has data from *begin* on, *most* pairs at most. Kernel: lseek(2)."""
+
+    fd: int
+    begin: int
+    most: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"lseek({self.fd}, {self.begin}, SEEK_DATA) ..."
 
 
 class Join(NamedTuple):
@@ -241,6 +293,9 @@ Step = (
     | Serve
     | Init
     | Connect
+    | Read
+    | Stats
+    | Extents
     | Join
     | Action
 )
@@ -297,13 +352,16 @@ __all__ = [
     "Clone",
     "Connect",
     "Exec",
+    "Extents",
     "Init",
     "Join",
     "OpenChild",
     "Plan",
     "Pointer",
+    "Read",
     "Report",
     "Serve",
+    "Stats",
     "Step",
     "Template",
     "Variable",

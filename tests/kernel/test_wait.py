@@ -102,8 +102,11 @@ def test_the_same_ports_are_found_in_proc_where_the_kernel_has_no_inet_diag() ->
             name = {2: "AF_INET", 10: "AF_INET6"}[family]
             with sb.popen(python(LISTEN, "0", name, "SOCK_STREAM", address)):
                 sb.wait_for(port=8080, timeout=20)
-                assert wait._from_proc(sb._engine.pid, family, "tcp") == {8080}
-                assert wait._from_proc(sb._engine.pid, family, "udp") == set()
+                waiter = sb._engine.waiter
+                table = f"/proc/{sb._engine.pid}/net/{{}}{'6' if family == 10 else ''}"
+                assert wait._in_table(table.format("tcp"), 8080, 10, waiter.check)
+                assert not wait._in_table(table.format("tcp"), 8081, 10, waiter.check)
+                assert not wait._in_table(table.format("udp"), 8080, 7, waiter.check)
 
 
 # --- path -------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define HEADER		sizeof(struct sbx_record)
 #define MAX_VECTORS	64
@@ -141,6 +142,30 @@ static long asked(long a, long b, long c, long d, long e, long f)
 	return results[next_random() % (sizeof results / sizeof *results)];
 }
 
+/* The launcher's own struct msghdr. */
+struct message {
+	void *name; uint32_t namelen; struct { void *base; uint64_t len; } *iov; uint64_t iovlen;
+};
+
+/* All that is sent is read, to its last byte; at times nobody takes it. */
+static long said(const struct message *m)
+{
+	uint64_t size = 0;
+
+	for (uint64_t i = 0; i < m->iovlen; i++) {
+		read_range((long)m->iov[i].base, m->iov[i].len);
+		size += m->iov[i].len;
+	}
+	return next_random() % 16 ? (long)size : -EPIPE;
+}
+
+static long seek(long offset, long whence)
+{
+	if (whence == SEEK_END)
+		return (long)now.size;
+	return next_random() % 64 ? offset + (long)(next_random() % 4096) : -ENXIO;
+}
+
 /* What stands for the kernel. */
 long pretend(const char *name, long nr, long a, long b, long c, long d, long e, long f)
 {
@@ -151,7 +176,14 @@ long pretend(const char *name, long nr, long a, long b, long c, long d, long e, 
 	if (!strcmp(name, "exit_group"))
 		longjmp(now.end, 1);
 	if (!strcmp(name, "lseek"))
-		return (long)now.size;
+		return seek(b, c);
+	if (!strcmp(name, "statx")) {
+		read_string(b);
+		memset((char *)e, 1, 256);
+		return next_random() % 4 ? 0 : -ENOENT;
+	}
+	if (!strcmp(name, "sendmsg"))
+		return said((const struct message *)b);
 	if (!strcmp(name, "mmap"))
 		return map((uint64_t)b, e);
 	if (!strcmp(name, "recvfrom"))
@@ -319,10 +351,12 @@ static uint64_t invent(char *to)
 	uint64_t length = 8 * (next_random() % 40);
 
 	memset(r, 0, HEADER);
-	r->op = (uint8_t)(1 + next_random() % 11);
+	r->op = (uint8_t)(1 + next_random() % 14);
 	r->size = (uint32_t)(HEADER + length);
 	r->out = -1;
-	r->flags = (uint16_t)(next_random() % 8 ? 0 : next_random() % 8);
+	r->flags = (uint16_t)(next_random() % 8 ? 0 : next_random() % 16);
+	if (r->flags & SBX_TELL)
+		r->out = (int32_t)(next_random() % 7);
 	for (int i = 0; i < 6; i++) {
 		r->args[i] = next_random() % 4 ? HEADER + next_random() % (length + 1) : next_random() % 16;
 		if (next_random() % 3 == 0 && r->args[i] >= HEADER && r->args[i] < r->size)
@@ -345,6 +379,10 @@ static uint64_t invent(char *to)
 		r->args[1] = 1 + next_random() % 16;
 		r->args[2] = next_random() % 16;
 		break;
+	case SBX_STATS:
+		r->args[2] = next_random() % 8;
+		r->pointers = 2;
+		break;
 	case SBX_CHILD_OPEN:
 	case SBX_CONNECT:
 		r->pointers = 2;
@@ -360,7 +398,7 @@ static uint64_t mutate(char *program, uint64_t size)
 
 	switch (next_random() % 12) {
 	case 0:
-		r->op = (uint8_t)(next_random() % 14);
+		r->op = (uint8_t)(next_random() % 16);
 		break;
 	case 1:
 		r->pointers ^= (uint8_t)(next_random() % 2 ? next_random() : 1u << next_random() % 6);

@@ -22,9 +22,10 @@ pytestmark = [pytest.mark.tool("gcc"), pytest.mark.timeout(180)]
 
 HEADER = struct.Struct("=BBHIiiHHI6Q")
 SYSCALL, WRITE, POINTER, CLONE, CHILD_WRITE, REPORT, EXEC, SERVE, INIT, CONNECT, CHILD_OPEN = range(1, 12)
+READ, EXTENTS, STATS = 12, 13, 14
 NAMES = ["SYSCALL", "WRITE", "POINTER", "CLONE", "CHILD_WRITE", "REPORT", "EXEC", "SERVE", "INIT"]
-NAMES += ["CONNECT", "CHILD_OPEN"]
-ABSOLUTE = 2
+NAMES += ["CONNECT", "CHILD_OPEN", "READ", "EXTENTS", "STATS"]
+ABSOLUTE, EACH, TELL = 2, 4, 8
 HUGE = (1 << 64) - 1
 
 
@@ -33,12 +34,18 @@ class Passes(Protocol):
 
 
 def record(
-    op: int, *args: int, data: bytes = b"", pointers: int = 0, size: int | None = None, flags: int = 0
+    op: int,
+    *args: int,
+    data: bytes = b"",
+    pointers: int = 0,
+    size: int | None = None,
+    flags: int = 0,
+    out: int = -1,
 ) -> bytes:
     """A record as it would not be made by the library."""
     numbers = [*args, 0, 0, 0, 0, 0, 0][:6]
     length = HEADER.size + len(data) if size is None else size
-    return HEADER.pack(op, pointers, flags, length, 0, -1, 0, 0, 0, *numbers) + data
+    return HEADER.pack(op, pointers, flags, length, 0, out, 0, 0, 0, *numbers) + data
 
 
 STRINGS = b"/bin/a\0\0"
@@ -71,6 +78,15 @@ DANGEROUS = {
     "a program shorter than a header": record(REPORT)[:-8],
     "a record that ends within another's header": record(REPORT) + record(REPORT)[:16],
     "an absolute path that is no buffer": record(SYSCALL, HUGE - 4096, flags=ABSOLUTE),
+    "more names to look at than there are": record(STATS, 9, 72, 3, data=STRINGS, pointers=2),
+    "names to look at that have no end": record(STATS, 9, 72, 1, data=b"aaaaaaaa", pointers=2),
+    "names to look at that are a number": record(STATS, 9, HUGE - 4096, 1),
+    "more names to look at than there is room for": record(STATS, 9, 72, 97, data=bytes(104), pointers=2),
+    "what is to be told is a number": record(SYSCALL, HUGE - 4096, flags=TELL, out=0),
+    "what is to be told is no argument": record(SYSCALL, 72, data=EMPTY, pointers=1, flags=TELL, out=70),
+    "what is to be told lies behind the record": record(
+        SYSCALL, 0, 96, data=EMPTY, pointers=2, flags=TELL, out=1
+    ),
     "a header that is not aligned": record(REPORT, size=76, data=bytes(4)) + record(REPORT),
 }
 
@@ -80,7 +96,16 @@ MALFORMED = {
     "a record longer than the program": record(REPORT, size=80),
     "a record of no size": record(REPORT, size=0),
     "a record smaller than its header": record(REPORT, size=64),
-    "an operation that there is not": record(12),
+    "an operation that there is not": record(15),
+    "what is to be told is more than there is room for": record(
+        SYSCALL, 72, data=bytes(24584), pointers=1, flags=TELL, out=0
+    ),
+    "what is to be told comes of no call": record(REPORT, 72, data=EMPTY, pointers=1, flags=TELL, out=0),
+    "what is to be told comes of many calls": record(
+        SYSCALL, 72, data=EMPTY, pointers=1, flags=TELL | EACH, out=0
+    ),
+    "what is read is put into the record": record(READ, 72, data=EMPTY, pointers=1),
+    "a file is a place in the record": record(EXTENTS, 72, data=EMPTY, pointers=1),
     "no operation": record(0),
     "a seventh argument": record(SYSCALL, pointers=64, data=EMPTY),
     "nothing to execute": record(EXEC, 0, 1, 0, 72, data=STRINGS),
@@ -105,13 +130,13 @@ def test_each_record_passes(code: bytes, passes: Passes) -> None:
 def test_the_table_names_every_operation() -> None:
     from sandboxlib._native import lib
 
-    assert [getattr(lib, f"SBX_{name}") for name in NAMES] == list(range(1, 12))
+    assert [getattr(lib, f"SBX_{name}") for name in NAMES] == list(range(1, 15))
     # All pieces together, cut at the records' ends.
     found, code = set(), b"".join(one_of_each().values())
     while code:
         found.add(code[0])
         code = code[HEADER.unpack_from(code)[3] :]
-    assert found == set(range(1, 12))
+    assert found == set(range(1, 15))
 
 
 REFUSED = DANGEROUS | MALFORMED
@@ -186,7 +211,7 @@ def test_mutated_programs_stay_in_bounds_or_are_refused(seed: int, harness: Path
     assert result["passed"] + result["refused"] == 100000
     # Neither side of the check is left out, and no operation is.
     assert min(result["passed"], result["refused"]) > 10000
-    assert min(result["records"][SYSCALL : CHILD_OPEN + 1]) > 100
+    assert min(result["records"][SYSCALL : STATS + 1]) > 100
 
 
 # Not a need: the fuzzer above is always there, and this one sees branches besides.
