@@ -9,6 +9,8 @@ Every error that sandboxlib raises, and nothing else.
     ├─ KernelError(OSError)             a system call failed
     ├─ ImageError                       digest, manifest, layer, registry
     ├─ NetworkError                     addresses, ports, interfaces
+    ├─ BuildError                       a step of a build failed
+    │  └─ DockerfileError               the text of a Dockerfile makes no sense
     ├─ ViolationError                   unsafe input: an escape, a race, a trick
     ├─ TooLargeError                    there is more inside than the caller lets in
     ├─ StateError(RuntimeError)         the object is not in a state that allows this
@@ -253,6 +255,58 @@ class ImageError(SandboxError):
     def __init__(self, message: str, reference: str = "") -> None:
         self.reference = reference
         super().__init__(f"{reference}: {message}" if reference else message)
+
+
+class BuildError(SandboxError):
+    """
+    A step of a build failed; no image has been named.
+
+    Attributes:
+        message: What went wrong.
+        file: The Dockerfile, as it was named.
+        line: The line of it where the instruction begins, from 1; 0 where no line is to blame.
+        text: The instruction, as it is written there.
+        stage: The name of its stage, or its number; empty before any stage.
+        step: The number of the step within its stage, from 1; 0 where none was carried out.
+        completed: The `Completed` of a RUN, with its output and its usage; None of anything else.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        file: str = "",
+        line: int = 0,
+        text: str = "",
+        *,
+        stage: str = "",
+        step: int = 0,
+        completed: object = None,
+    ) -> None:
+        self.message = message
+        self.file = file
+        self.line = line
+        self.text = text
+        self.stage = stage
+        self.step = step
+        self.completed = completed
+        super().__init__(message, file, line, text)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        rest = {"stage": self.stage, "step": self.step, "completed": self.completed}
+        return type(self), (self.message, self.file, self.line, self.text), rest
+
+    def __str__(self) -> str:
+        where = ":".join(filter(None, (self.file, str(self.line) if self.line else "")))
+        text = self.text if len(self.text) <= 200 else f"{self.text[:150]}… of {len(self.text)} characters"
+        return ": ".join(filter(None, (where, text, self.message)))
+
+
+class DockerfileError(BuildError):
+    """
+    The text of a Dockerfile makes no sense; nothing has been made.
+
+    You do not get it for a step that fails when it is carried out: that is a plain `BuildError`.
+    """
 
 
 class NetworkError(SandboxError):

@@ -1,0 +1,1 @@
+"""Images from Dockerfiles: reading them, the graph of their steps, contexts, and the cache's keys."""
