@@ -75,6 +75,7 @@ class _Lib:
     SYS_fchownat: Final[int]
     SYS_fcntl: Final[int]
     SYS_fgetxattr: Final[int]
+    SYS_fsetxattr: Final[int]
     SYS_fsconfig: Final[int]
     SYS_fsmount: Final[int]
     SYS_fsopen: Final[int]

@@ -17,8 +17,10 @@ import attrs
 
 from sandboxlib import quantity
 from sandboxlib.errors import SpecError
+from sandboxlib.merged import Folder, Merged
 from sandboxlib.mount import below
 from sandboxlib.namespace import choice, flag, items
+from sandboxlib.ranges import Ranges
 from sandboxlib.reference import Reference, is_digest
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class Rootfs:
             to *storage* first; None for the first that this host can.
         size: Bytes that can be written, in all; None where a disk is the only limit.
         nr_inodes: Files and folders that can be made, in all; None as above.
+        wanted: Folders that an image asks for, once it was looked up.
+        ids: Its users' and groups' numbers that a sandbox has not anyway, once it was looked up.
+        merged: What the layers show together, once they were looked at.
 
     Raises:
         SpecError: A value makes no sense, or does not belong to this kind.
@@ -91,6 +96,9 @@ class Rootfs:
     driver: Driver | None
     size: int | None
     nr_inodes: int | None
+    wanted: tuple[Folder, ...]
+    ids: tuple[Ranges, Ranges]
+    merged: Merged | None
 
     def __init__(
         self,
@@ -105,6 +113,9 @@ class Rootfs:
         driver: str | None = None,
         size: int | str | None = None,
         nr_inodes: int | None = None,
+        wanted: tuple[Folder, ...] = (),
+        ids: tuple[Ranges, Ranges] = ((), ()),
+        merged: Merged | None = None,
     ) -> None:
         chosen = cast("RootfsKind", choice("kind", kind, _FIELDS))
         given = {
@@ -129,7 +140,7 @@ class Rootfs:
             readonly=_READONLY[kind] if readonly is None else flag("readonly", readonly),
             paths=_paths(paths) if kind == "host" else (),
             path=quantity.absolute("path", path) if kind == "directory" else None,
-            lower=_lower(lower) if kind == "overlay" or (kind == "image" and lower) else (),
+            lower=_lower(lower, kind) if kind == "overlay" or (kind == "image" and lower) else (),
             reference=image_reference("reference", reference) if kind == "image" else None,
             storage=cast("str | None", storage),
             driver=cast("Driver | None", None if driver is None else choice("driver", driver, DRIVERS)),
@@ -141,6 +152,9 @@ class Rootfs:
                 INODES,
                 bounded,
             ),
+            wanted=wanted,
+            ids=ids,
+            merged=merged,
         )
         if kind == "host" and not self.readonly:
             raise SpecError(
@@ -344,12 +358,13 @@ def _paths(value: object) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _lower(value: object) -> tuple[str, ...]:
+def _lower(value: object, kind: str) -> tuple[str, ...]:
     allowed = "a list of one or more absolute paths, the topmost layer first"
     layers = tuple(quantity.absolute("lower", item) for item in items("lower", value, allowed))
     if not layers:
         raise SpecError("lower", value, allowed)
-    if len(layers) > MAX_LAYERS:
+    # An image's can be copied, as many as they are: `sandboxlib.plan.overlay` looks.
+    if len(layers) > MAX_LAYERS and kind == "overlay":
         raise SpecError("lower", len(layers), f"at most {MAX_LAYERS} layers, as overlayfs takes")
     # The kernel refuses this too, with the ELOOP of a symbolic link that nobody made. Sorted by their
     # parts, a folder stands right before what it contains.

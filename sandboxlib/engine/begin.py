@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sandboxlib.errors import StateError
 from sandboxlib.kernel import cgroup
 from sandboxlib.plan import ceilings
+from sandboxlib.plan.ids import more_of
 from sandboxlib.plan.network import is_made
 from sandboxlib.plan.start import namespaces, needs_ids
 
@@ -34,7 +35,11 @@ async def gather(engine: Engine) -> Values:
     spec, host = engine.spec, engine.host
     values: Values = {}
     if needs_ids(host, namespaces(spec, host)):
-        engine.ids = values["ids"] = engine.program.ids.take()
+        engine.ids.append(engine.program.ids.take())
+        values["ids"] = engine.ids[0]
+        if more_of(spec):
+            engine.ids.append(engine.program.ids.take())
+            values["more_ids"] = engine.ids[1]
     if host.cgroups.version:
         place = host.cgroups
         if place.offered:
@@ -51,7 +56,7 @@ async def gather(engine: Engine) -> Values:
     if spec.mounts or spec.rootfs is not None:
         from sandboxlib.engine.storage import prepare
 
-        engine.places = await prepare(engine.waiter, spec, host, engine.ids)
+        engine.places = await prepare(engine.waiter, spec, host, values)
         values.update(engine.places.values)
     if is_made(spec):
         from sandboxlib.engine.connect_network import prepare as prepare_network

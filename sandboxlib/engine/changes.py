@@ -15,11 +15,13 @@ import os
 import stat as modes
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, closing
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.engine.bounds import ENTRIES, Bound, entries_bound
 from sandboxlib.engine.copied import since
 from sandboxlib.engine.files import requests
+from sandboxlib.engine.image import owner_of
 from sandboxlib.engine.outside import GIVEN, outside
 from sandboxlib.engine.owners import Owners
 from sandboxlib.engine.patience import patiently
@@ -27,7 +29,8 @@ from sandboxlib.engine.session import Session
 from sandboxlib.engine.storage import lowers
 from sandboxlib.engine.walk import FILE, FOLDER, TOP, Requests, at, opening
 from sandboxlib.errors import UnsupportedError
-from sandboxlib.image.lowers import WHY, Layers, is_whiteout
+from sandboxlib.image.apart import look_apart
+from sandboxlib.image.lowers import WHY, Layers, Told, is_whiteout
 from sandboxlib.kernel.descriptor import Fd, openat
 from sandboxlib.plan import root, tree
 from sandboxlib.plan.flags import AT_FDCWD, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from sandboxlib.engine.mounted import OpenRootfs
     from sandboxlib.engine.sandbox import Engine
     from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.image.owner import Owner
+    from sandboxlib.merged import Merged
 
 Pair = Callable[[int, int], tuple[int, int]]
 
@@ -83,10 +88,11 @@ async def changes(
             # Root's helper sees the numbers outside, a user's those inside; layers are seen from outside,
             # where root's have the numbers that they have inside.
             pairs = (owners.pair, _as_is) if privileged else (_as_is, owners.pair)
-            view = _Upper(asked, top, privileged, *pairs, made, bound)
+            view = _Upper(engine.waiter, asked, top, engine.layers, *pairs, made, bound)
+            view.merged = rootfs.merged
             if driver_of(rootfs, engine.host) == "copy":
                 view.copied = since(scratch)
-            return await view.against(lowers(rootfs, scratch), based=rootfs.kind == "image")
+            return await view.against(lowers(rootfs, scratch))
 
 
 @asynccontextmanager
@@ -122,10 +128,10 @@ async def of_tree(waiter: Waiter, opened: OpenRootfs) -> list[Change]:
         async with outside(waiter, host, upper) as asked:
             # As above: a user's helper has the user as its root.
             below: Pair = _as_is if host.privileged else Owners.planned(host, None).pair
-            view = _Upper(asked, GIVEN, host.privileged, _as_is, below, set(), bound)
+            view = _Upper(waiter, asked, GIVEN, owner_of(host, None), _as_is, below, set(), bound)
             if driver_of(rootfs, host) == "copy":
                 view.copied = since(scratch)
-            return await view.against(lowers(rootfs, scratch), based=rootfs.kind == "image")
+            return await view.against(tuple((path, False) for path in rootfs.lower))
 
 
 def _written_apart(rootfs: Rootfs) -> None:
@@ -233,25 +239,32 @@ class _Upper:
     The upper layer of an overlay, against those below it.
 
     Attributes:
+        layers: Whose the files of the layers are, on disk.
         top: Where the helper has it.
         owner, below: Owners in it, and in the layers below, as one and the same kind of number.
         made: Folders that were made to mount on, and are no change.
+        merged: What the layers show, if it was looked at.
         copied: When it was complete, as a copy of all that is below; 0 where it has what was written alone.
     """
 
     copied = 0
+    merged: Merged | None = None
 
     def __init__(
         self,
+        waiter: Waiter,
         asked: Requests,
         top: int,
-        privileged: bool,
+        layers: Owner,
         owner: Pair,
         below: Pair,
         made: set[bytes],
         bound: Bound,
     ) -> None:
+        self._waiter = waiter
         self._asked = asked
+        self._layers_of = layers
+        privileged = layers.kind == "root"
         self._privileged = privileged
         self._mark = "trusted.overlay.opaque" if privileged else "user.overlay.opaque"
         self.top = top
@@ -260,23 +273,74 @@ class _Upper:
         self.made = made
         self._bound = bound
         self._found: list[tuple[bytes, str]] = []
-        self._base = -1
+        self._own: frozenset[int] = frozenset()
+        self._told: dict[str, dict[str, list[int]]] | None = None
 
-    async def against(self, lower: tuple[str, ...], *, based: bool) -> list[Change]:
-        """Compare it with the folders *lower*, the topmost first; *based*: that one is the sandbox's own."""
+    async def against(self, lower: tuple[tuple[str, bool], ...]) -> list[Change]:
+        """Compare it with the folders *lower*, the topmost first, and whether each is the sandbox's own."""
+        flags = os.O_PATH | os.O_DIRECTORY
         with ExitStack() as stack:
-            fds = [stack.enter_context(openat(path, os.O_RDONLY | os.O_DIRECTORY, why=WHY)) for path in lower]
-            # A user's own has the numbers that all his files have.
-            self._base = fds[0] if based and self._privileged else -1
-            await self._folder(b"", tuple(fds))
+            fds = [stack.enter_context(openat(path, flags, why=WHY)) for path, _ in lower]
+            # A user's own have the numbers that all his files have, and so have those that are copied.
+            if self._privileged and not self.copied:
+                self._own = frozenset(fd for fd, (_, own) in zip(fds, lower, strict=True) if own)
+            await self._root()
+            found = list(self._found)
+            try:
+                await self._folder(b"", tuple(fds))
+            except PermissionError:
+                if self._privileged:
+                    raise
+                # Layers have folders of subordinate users, and such as their own owner may not read.
+                self._found, paths = found, await self._folders()
+                look = partial(look_apart, fds, self._layers_of, self._mark, paths)
+                self._told = await self._waiter.work(look)
+                # It says who they are inside.
+                self.below = _as_is
+                await self._folder(b"", tuple(fds))
         return _sorted(self._found)
+
+    async def _folders(self) -> list[bytes]:
+        """All folders of the upper layer, parents first."""
+        paths = [b""]
+        for path in paths:
+            await self._asked.enter(self.top, path, WHY)
+            while batch := await self._asked.contents(WHY):
+                for name, entry in batch:
+                    if modes.S_ISDIR(entry.st_mode):
+                        paths.append(path + b"/" + name if path else name)
+        return paths
+
+    def _layers(self, path: bytes, tops: tuple[int, ...]) -> Layers | Told:
+        """The folder *path* of the layers *tops*."""
+        if self._told is not None:
+            return Told(self._told.get(os.fsdecode(path), {}) if tops else {}, tops)
+        layers = Layers(self._mark, self._own, self.owner)
+        try:
+            layers.open(tops, path)
+        except BaseException:
+            layers.close()
+            raise
+        return layers
+
+    async def _root(self) -> None:
+        """The root itself, which is the upper layer's: it was made like that of the layers."""
+        if self.merged is None:
+            return
+        now = await self._asked.look(self.top, WHY)
+        before = self.merged
+        if (modes.S_IMODE(now.st_mode), *self.owner(now.st_uid, now.st_gid)) != (
+            before.mode,
+            before.uid,
+            before.gid,
+        ):
+            self._found.append((b"", "modified"))
 
     async def _folder(self, first: bytes, lowers: tuple[int, ...]) -> None:
         # Each with the numbers of the layers in which it is a folder that shows through.
         folders: list[tuple[bytes, tuple[int, ...]]] = [(first, lowers)]
         for path, tops in folders:
-            with closing(Layers(self._mark, self._base)) as layers:
-                layers.open(tops, path)
+            with closing(self._layers(path, tops)) as layers:
                 names = set()
                 await self._asked.enter(self.top, path, WHY)
                 while batch := await self._asked.contents(WHY):

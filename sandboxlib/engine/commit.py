@@ -7,13 +7,13 @@ Spec: image-spec layer.md.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from sandboxlib.engine import verbs
-from sandboxlib.engine.image import own_store, owner_of
+from sandboxlib.engine.image import own_store
 from sandboxlib.engine.owners import Owners
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.walk import FILE, Requests
@@ -30,6 +30,7 @@ from sandboxlib.reference import Reference
 if TYPE_CHECKING:
     from sandboxlib.engine.image import Held
     from sandboxlib.engine.sandbox import Engine
+    from sandboxlib.image.owner import Owner
 
 Shift = Callable[[int, int], tuple[int, int]] | None
 _WHY = "what the sandbox has written"
@@ -104,16 +105,19 @@ def _commit(
     when: str,
 ) -> Facts:
     store = own_store()
-    owner = owner_of(engine.host, engine.spec.namespace("user"))
     # What stands there for something to be mounted on, and what a volume holds.
     left_out = frozenset(
         os.fsencode(path.strip("/"))
         for path in (*held.volumes, *(mount.destination for mount in engine.spec.mounts))
     )
+    merged = engine.spec.rootfs.merged if engine.spec.rootfs is not None else None
+    root = None if merged is None else (merged.mode, merged.uid, merged.gid)
     with store.growing():
         layer = making.add_packed(
             store,
-            lambda write: pack_changes(upper, write, owner, shift=_shift(engine), left_out=left_out),
+            lambda write: pack_changes(
+                upper, write, held.owner, shift=_shift(engine), left_out=left_out, root=root
+            ),
         )
         image = making.with_layer(
             store, held.image, layer, settings, created=when, message=message, author=author
@@ -124,11 +128,12 @@ def _commit(
 
 def _shift(engine: Engine) -> Shift:
     """Root's own sandbox has its files on disk with the numbers that they have outside."""
-    return Owners.of(engine.pid).pair if engine.host.privileged else None
+    return Owners.of(engine.pid).exactly if engine.host.privileged else None
 
 
 def _upper(engine: Engine) -> Fd:
-    return openat("upper", os.O_RDONLY | os.O_DIRECTORY, at=engine.scratch.fileno(), why=_WHY)
+    # A place alone: who packs it may read what the program may not.
+    return openat("upper", os.O_PATH | os.O_DIRECTORY, at=engine.scratch.fileno(), why=_WHY)
 
 
 @asynccontextmanager
@@ -161,7 +166,7 @@ async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes]) -> 
         KernelError: It cannot be made.
     """
     engine.check()
-    owner = owner_of(engine.host, engine.spec.namespace("user"))
+    owner = engine.layers
     if not (hasattr(target, "write") or isinstance(target, (str, os.PathLike))):
         raise SpecError("target", target, "a path, or a file that is open for writing")
     async with Session(engine) as session:
@@ -169,26 +174,44 @@ async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes]) -> 
         opened = await Requests(session).descriptor(call)
     with opened as top:
         async with _still(engine):
-            await engine.waiter.work(partial(_export, top, target, owner, _shift(engine)))
+            await engine.waiter.work(partial(_export, top, target, owner, _shift(engine), _omitted(engine)))
 
 
-def _export(top: int, target: Any, owner: Any, shift: Shift) -> None:
-    with openat(".", os.O_RDONLY | os.O_DIRECTORY, at=top) as folder:
-        if hasattr(target, "write"):
-            pack_tree(folder, target.write, owner, shift=shift)
-            return
-        path = os.fspath(target)
-        partial_path = f"{path}.{os.getpid()}-{os.urandom(4).hex()}"
-        try:
-            with open(partial_path, "xb") as file:
-                pack_tree(folder, file.write, owner, shift=shift)
-            os.replace(partial_path, path)
-        except BaseException as error:
-            if os.path.exists(partial_path):
-                os.unlink(partial_path)
-            if isinstance(error, OSError):
-                raise failed(error, f'open("{path}")', "the tar file") from None
-            raise
+def _omitted(engine: Engine) -> dict[str, Any]:
+    """What is there only to be mounted on, as arguments of `pack_tree`."""
+    merged = engine.spec.rootfs.merged if engine.spec.rootfs is not None else None
+    if merged is None:
+        return {}
+
+    def names(paths: Iterable[str]) -> set[bytes]:
+        return {os.fsencode(path.strip("/")) for path in paths}
+
+    return {
+        "left_out": names((*merged.files, *(link.path for link in merged.links))),
+        "ways": names(each.path for each in merged.folders if not (each.kept or each.shown)),
+        "links": {
+            os.fsencode(link.path.strip("/")): (link.target, link.uid, link.gid, link.mtime)
+            for link in merged.links
+        },
+    }
+
+
+def _export(top: int, target: Any, owner: Owner, shift: Shift, omitted: dict[str, Any]) -> None:
+    if hasattr(target, "write"):
+        pack_tree(top, target.write, owner, shift=shift, **omitted)
+        return
+    path = os.fspath(target)
+    partial_path = f"{path}.{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        with open(partial_path, "xb") as file:
+            pack_tree(top, file.write, owner, shift=shift, **omitted)
+        os.replace(partial_path, path)
+    except BaseException as error:
+        if os.path.exists(partial_path):
+            os.unlink(partial_path)
+        if isinstance(error, OSError):
+            raise failed(error, f'open("{path}")', "the tar file") from None
+        raise
 
 
 __all__ = ["commit", "export"]

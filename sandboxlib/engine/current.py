@@ -173,6 +173,10 @@ def resolve(spec: SandboxSpec) -> tuple[SandboxSpec, Host]:
         SpecError: One does not exist, or is not what it has to be.
     """
     spec, host = _looked_at(spec)
+    if spec.rootfs is not None and spec.rootfs.lower:
+        from sandboxlib.engine.lower import looked_at
+
+        spec = looked_at(spec, host)
     return spec, with_groups(spec, host)
 
 

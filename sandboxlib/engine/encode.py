@@ -166,12 +166,8 @@ def _fill(value: int | str | bytes | Variable, values: Values) -> int | str | by
     if isinstance(value, Variable):
         number = values[value.name]
         assert isinstance(number, int)
-        return number
-    if isinstance(value, Template):
-        value = str(value)
-        for name, known in values.items():
-            value = value.replace("{" + name + "}", str(known))
-    return value
+        return number + value.plus
+    return value.fill(values) if isinstance(value, Template) else value
 
 
 def _text(data: str | bytes, values: Values) -> bytes:

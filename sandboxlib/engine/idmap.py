@@ -7,7 +7,8 @@ import subprocess
 
 from sandboxlib.errors import KernelError, UnsupportedError
 from sandboxlib.host import Host
-from sandboxlib.plan.start import id_map, namespaces
+from sandboxlib.plan.ids import id_map, more_of
+from sandboxlib.plan.start import namespaces
 from sandboxlib.spec import SandboxSpec
 
 
@@ -26,7 +27,7 @@ def write_maps(pid: int, spec: SandboxSpec, host: Host) -> None:
             raise UnsupportedError(
                 "subordinate IDs", f"new{which}map(1)", "install the package uidmap (or shadow-utils)"
             )
-        numbers = id_map(host, user, which).split()
+        numbers = id_map(host, user, which, more_of(spec).of(which)).split()
         done = subprocess.run([tool, str(pid), *numbers], capture_output=True, text=True, check=False)
         if done.returncode:
             call = f"new{which}map({pid}, {' '.join(numbers)})"

@@ -17,7 +17,8 @@ from sandboxlib.kernel import launcher
 from sandboxlib.kernel.descriptor import Fd, pidfd_open, pipe
 from sandboxlib.namespace import Namespace
 from sandboxlib.plan.flags import CLONE_NEWUSER, Named
-from sandboxlib.plan.start import id_map, maps_by_tool
+from sandboxlib.plan.ids import id_map
+from sandboxlib.plan.start import maps_by_tool
 from sandboxlib.plan.steps import Call, ChildWrite, Clone, Report, Step, flatten
 from sandboxlib.spec import SandboxSpec
 

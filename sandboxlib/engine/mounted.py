@@ -133,6 +133,8 @@ async def make_rootfs(waiter: Waiter, rootfs: Rootfs) -> OpenRootfs:
 
 async def _mount(waiter: Waiter, rootfs: Rootfs, lease: Lease | None) -> OpenRootfs:
     spec, host = resolve(SandboxSpec(rootfs=rootfs))
+    assert spec.rootfs is not None
+    rootfs = spec.rootfs
     if not host.privileged and host.userns_hint:
         raise UnsupportedError("a mount", "root, or leave to make a user namespace", host.userns_hint)
     plan = root.alone(rootfs, host)
@@ -142,7 +144,7 @@ async def _mount(waiter: Waiter, rootfs: Rootfs, lease: Lease | None) -> OpenRoo
     child.append(Report("ready", "the tree", tree.MOUNT))
     flags = CLONE_PARENT | CLONE_NEWNS | (NOTHING if host.privileged else CLONE_NEWUSER)
     recipe = Recipe(flags, tuple(child), plan.sources, plan.with_user_namespace)
-    places = await prepare(waiter, spec, host, alone=True)
+    places = await prepare(waiter, spec, host, {}, alone=True)
     try:
         made = await make(waiter, host, recipe, places.values)
         await end(waiter, made.launch)

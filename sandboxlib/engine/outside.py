@@ -33,7 +33,12 @@ async def outside(waiter: Waiter, host: Host, fd: int) -> AsyncIterator[Requests
         from sandboxlib.engine.alone import make_namespace
         from sandboxlib.namespace import Namespace
 
-        space = await make_namespace(waiter, Namespace("user"))
+        maps = [
+            [(0, own, 1), (1, *subordinate)]
+            for own, subordinate in ((host.uid, host.subuids), (host.gid, host.subgids))
+        ]
+        # All of them: what sandboxes of other maps have left may be anybody's among these.
+        space = await make_namespace(waiter, Namespace("user", uid_map=maps[0], gid_map=maps[1]))
         try:
             steps: tuple[Step, ...] = (
                 Call("setns", (GIVEN + 1, CLONE_NEWUSER), "the user's own and subordinate IDs"),

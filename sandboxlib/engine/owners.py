@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sandboxlib.host import Host
 from sandboxlib.namespace import Namespace
-from sandboxlib.plan.start import id_map
+from sandboxlib.plan.ids import id_map
 
 #: (inside, outside, count) of each range.
 Map = list[tuple[int, int, int]]
@@ -44,15 +44,23 @@ class Owners:
         """Those of a user namespace that a user makes. See `id_map`."""
         return cls(*(id_map(host, user, which).splitlines() for which in ("uid", "gid")))
 
-    def _inside(self, which: int, number: int) -> int:
+    def _inside(self, which: int, number: int) -> int | None:
         for inside, outside, count in self._maps[which]:
             if outside <= number < outside + count:
                 return inside + number - outside
-        return self.NOBODY
+        return None
 
     def pair(self, uid: int, gid: int) -> tuple[int, int]:
-        """A user and a group, as numbers inside."""
-        return self._inside(0, uid), self._inside(1, gid)
+        """A user and a group, as numbers inside; nobody's for those that are none there."""
+        found = self._inside(0, uid), self._inside(1, gid)
+        return self.NOBODY if found[0] is None else found[0], self.NOBODY if found[1] is None else found[1]
+
+    def exactly(self, uid: int, gid: int) -> tuple[int, int]:
+        """The same. Raises: LookupError: One is none there."""
+        found = self._inside(0, uid), self._inside(1, gid)
+        if found[0] is None or found[1] is None:
+            raise LookupError(uid, gid)
+        return found[0], found[1]
 
 
 __all__ = ["Owners"]

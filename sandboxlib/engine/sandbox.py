@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sandboxlib.engine.process import Process
     from sandboxlib.engine.storage import Places
     from sandboxlib.host import Host
+    from sandboxlib.image.owner import Owner
     from sandboxlib.spec import SandboxSpec
 
 #: Changes what is known of the host before it is used.
@@ -58,7 +59,7 @@ class Engine:
         if not asks_for_image(spec):
             self.settle(spec)
         self.group: cgroup.Group | None = None
-        self.ids: int | None = None
+        self.ids: list[int] = []
         self.places: Places | None = None
         self.connections: Connected | None = None
         self.init = Init(waiter, self.program.children)
@@ -147,6 +148,13 @@ class Engine:
         await self.init.start(spec, host, self.plan, code, self.connections)
 
     # ---- while it stands ------------------------------------------------------------------
+
+    @property
+    def layers(self) -> Owner:
+        """Whose the files of its layers are, on disk."""
+        from sandboxlib.engine.image import owner_of
+
+        return self.held.owner if self.held is not None else owner_of(self.host, self.spec.namespace("user"))
 
     def check(self) -> None:
         """Raises: StateError: It is not open, has ended, or belongs to another process (a fork's parent)."""
@@ -307,9 +315,9 @@ class Engine:
             self.group.close()
 
     async def _release_ids(self) -> None:
-        if self.ids is not None:
-            self.program.ids.release(self.ids)
-            self.ids = None
+        while self.ids:
+            self.program.ids.release(self.ids[-1])
+            self.ids.pop()
 
     async def _release_image(self) -> None:
         if self.held is not None:

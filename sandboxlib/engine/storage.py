@@ -19,11 +19,13 @@ from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
 from sandboxlib.kernel.launcher import close
 from sandboxlib.plan.flags import AT_EMPTY_PATH
-from sandboxlib.plan.overlay import driver_of
+from sandboxlib.plan.overlay import BASE, COVER, driver_of
 from sandboxlib.plan.root import user_of
 from sandboxlib.plan.steps import Call
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
     from sandboxlib.rootfs import Rootfs
@@ -86,7 +88,7 @@ class Places:
 
 
 async def prepare(
-    waiter: Waiter, spec: SandboxSpec, host: Host, ids: int | None = None, *, alone: bool = False
+    waiter: Waiter, spec: SandboxSpec, host: Host, values: Mapping[str, object], *, alone: bool = False
 ) -> Places:
     """
     Make what *spec* has on disk; release it when the sandbox is gone.
@@ -95,7 +97,7 @@ async def prepare(
         waiter: To wait by.
         spec: What is asked for.
         host: What this machine can do.
-        ids: The first of the sandbox's range of IDs, if it has one.
+        values: What the plan's variables stand for: the sandbox's ranges of IDs, if it has them.
         alone: It is for a file tree without a sandbox, whose owners are the program's.
 
     Raises:
@@ -122,7 +124,7 @@ async def prepare(
             if driver_of(rootfs, host) == "copy":
                 from sandboxlib.engine.copied import as_is, copy_layers, shifted
 
-                shift = as_is if alone else shifted(spec, host, ids)
+                shift = as_is if alone else shifted(spec, host, values)
                 await copy_layers(waiter, spec, host, str(places.values["storage"]), shift)
             elif not host.privileged:
                 _check_marks(str(places.values["storage"]), storage)
@@ -152,10 +154,17 @@ def _check_marks(path: str, storage: str) -> None:
         ) from None
 
 
-def lowers(rootfs: Rootfs, scratch: int) -> tuple[str, ...]:
-    """The layers below what is written, the topmost first; *scratch* is the folder with that."""
-    base = (f"/proc/self/fd/{scratch}/base",) if rootfs.kind == "image" else ()
-    return (*base, *rootfs.lower)
+def lowers(rootfs: Rootfs, scratch: int) -> tuple[tuple[str, bool], ...]:
+    """
+    The layers below what is written, the topmost first, and whether each is one of ours.
+
+    *scratch* is the folder with these.
+    """
+    merged = rootfs.merged
+    here = f"/proc/self/fd/{scratch}"
+    cover = ((f"{here}/{COVER}", True),) if merged is not None and merged.links else ()
+    base = ((f"{here}/{BASE}", True),) if merged is not None and (merged.folders or merged.files) else ()
+    return (*cover, *((path, False) for path in rootfs.lower), *base)
 
 
 async def _remove(waiter: Waiter, host: Host, folder: str, name: str) -> None:

@@ -300,12 +300,35 @@ def remove_apart(folder: int, name: str, owner: Owner) -> None:
 
 
 def merge_apart(
-    lowers: Sequence[int], folder: int, owner: Owner, mark: str, cancelled: Callable[[], None]
+    lowers: Sequence[int],
+    folder: int,
+    owner: Owner,
+    mark: str,
+    cancelled: Callable[[], None],
+    *,
+    owners: Sequence[tuple[str, int, int]] = (),
+    mode: int = 0o755,
+    mtime: int | None = None,
 ) -> None:
-    """Copy layers into one folder in a worker; see `sandboxlib.image.merge`. Raises: KernelError."""
+    """
+    Copy layers into one folder in a worker; see `sandboxlib.image.merge`. Raises: KernelError.
+
+    *owners* are paths in it with the users and groups that they are to have; *mode* and *mtime* are its own.
+    """
     ids = owner if owner.kind == "range" else own_ids()
-    job = {"job": "merge", "owner": words(owner), "mark": mark}
+    given = list(owners) if owner.kind == "range" else []
+    job = {"job": "merge", "owner": words(owner), "mark": mark, "owners": given, "mode": mode, "mtime": mtime}
     Worker(job, ids, {"folder": folder, "lowers": list(lowers)}, cancelled=cancelled).run()
+
+
+def look_apart(
+    lowers: Sequence[int], owner: Owner, mark: str, paths: Sequence[bytes]
+) -> dict[str, dict[str, list[int]]]:
+    """Look at layers in a worker, which may read all of them; see `sandboxlib.image.lowers.tell`."""
+    ids = owner if owner.kind == "range" else own_ids()
+    job = {"job": "look", "owner": words(owner), "mark": mark, "paths": [os.fsdecode(path) for path in paths]}
+    found: dict[str, dict[str, list[int]]] = Worker(job, ids, {"lowers": list(lowers)}).run()["found"]
+    return found
 
 
 def pack_apart(
@@ -321,4 +344,13 @@ def pack_apart(
     return Worker(job, ids, {"folder": folder}, write=write, cancelled=cancelled).run()
 
 
-__all__ = ["Worker", "merge_apart", "own_ids", "pack_apart", "remove_apart", "unpack_apart", "write_maps"]
+__all__ = [
+    "Worker",
+    "look_apart",
+    "merge_apart",
+    "own_ids",
+    "pack_apart",
+    "remove_apart",
+    "unpack_apart",
+    "write_maps",
+]

@@ -14,21 +14,18 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal, final
-
-import attrs
+from typing import final
 
 from sandboxlib.errors import (
     ImageError,
     KernelError,
     SandboxError,
-    SpecError,
-    UnsupportedError,
     ViolationError,
 )
 from sandboxlib.image import attributes, removal, tarstream
 from sandboxlib.image.folders import LONGEST_NAME, LONGEST_PATH, Folder, Folders, is_whiteout, look
-from sandboxlib.image.owner import Owner
+from sandboxlib.image.owner import Owner, OwnerError
+from sandboxlib.image.policy import Policy
 from sandboxlib.image.source import Source
 from sandboxlib.image.tarstream import Entry, shown
 
@@ -41,25 +38,6 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _NO_ATTRIBUTES = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 _COPY = 1 << 20
-
-
-@attrs.frozen(kw_only=True)
-class Policy:
-    """
-    What is made of entries that give power.
-
-    Attributes:
-        setuid: Keep the setuid and setgid bits of files.
-        devices: What to do with a device node: leave it out, refuse the layer, or make it (root only).
-    """
-
-    setuid: bool = True
-    devices: Literal["skip", "refuse", "make"] = "skip"
-
-    def __attrs_post_init__(self) -> None:
-        """Check the words."""
-        if self.devices not in ("skip", "refuse", "make"):
-            raise SpecError("devices", self.devices, "'skip', 'refuse' or 'make'")
 
 
 def parts_of(name: bytes) -> list[bytes]:
@@ -119,7 +97,7 @@ class Extractor:
         except OSError as error:
             call = f'unpack "{shown(entry.name)}"'
             if error.errno == errno.EINVAL and self._in_range:
-                raise UnsupportedError(
+                raise OwnerError(
                     f'the owner {entry.uid}:{entry.gid} of "{shown(entry.name)}"',
                     "a subordinate id for it",
                     "give the user a larger range in /etc/subuid and /etc/subgid",
@@ -130,6 +108,8 @@ class Extractor:
         parts = parts_of(entry.name)
         folders = self._folders
         folders.now = entry.mtime
+        if folders.first is None:
+            folders.first = entry.mtime
         if not parts:
             if entry.kind != tarstream.FOLDER:
                 raise ViolationError("the root of a layer that is no folder", shown(entry.name))
@@ -174,7 +154,7 @@ class Extractor:
         path = parent + b"/" + hidden if parent else hidden
         found = look(folders.fds[parent], hidden)
         if found is None:
-            folders.white_out(parent, hidden, path)
+            folders.white_out(parent, hidden, path, useful=self._policy.whiteouts == "useful")
         elif stat.S_ISDIR(found.st_mode):
             # Of this layer, which whiteouts do not reach: only what is below is hidden.
             folders.hide(path)

@@ -23,7 +23,7 @@ from sandboxlib.kernel.files import openat2
 #: PATH_MAX and NAME_MAX, without and with the zero at the end: limits.h.
 LONGEST_PATH = 4095
 LONGEST_NAME = 255
-_MOST_LINKS = 40  # as the kernel: path_resolution(7)
+MOST_LINKS = 40  # as the kernel: path_resolution(7)
 _OPEN = 32
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -75,11 +75,13 @@ class Below:
 
     Attributes:
         used: Something was found there, so that the tree depends on them.
+        top: The topmost, or -1.
     """
 
-    def __init__(self, layers: Sequence[int], marks: str) -> None:
+    def __init__(self, layers: Sequence[int], *marks: str) -> None:
         self._layers = layers
-        self._opaque = f"{marks}opaque"
+        self.top = layers[0] if layers else -1
+        self._opaque = [f"{each}opaque" for each in marks]
         self.used = False
 
     def find(self, path: bytes) -> tuple[int, os.stat_result] | None:
@@ -131,12 +133,17 @@ class Below:
                 os.close(fd)
 
     def _is_opaque(self, fd: int) -> bool:
-        try:
-            return os.getxattr(attributes.path_of(fd, b"."), self._opaque) == b"y"
-        except OSError as error:
-            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-                return False
-            raise
+        path = attributes.path_of(fd, b".")
+        return any(_value(path, mark) == b"y" for mark in self._opaque)
+
+
+def _value(path: bytes, name: str) -> bytes | None:
+    try:
+        return os.getxattr(path, name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise
 
 
 class Folder:
@@ -158,6 +165,7 @@ class Folders:
         made: By path, what they become at the end.
         opaque: Paths of those that hide what is below.
         now: The time of folders that no entry names.
+        first: The time of the first entry; None before there is one.
     """
 
     def __init__(self, root: int, lowers: Sequence[int], marks: str, *, chown: bool) -> None:
@@ -166,6 +174,7 @@ class Folders:
         self.made: dict[bytes, Folder] = {}
         self.opaque: set[bytes] = set()
         self.now = 0
+        self.first: int | None = None
         self._chown = chown
         self._mark = f"{marks}opaque"
         self._known: dict[bytes, bytes] = {b"": b""}
@@ -202,7 +211,7 @@ class Folders:
                 path = below
                 continue
             links += 1
-            if links > _MOST_LINKS:
+            if links > MOST_LINKS:
                 raise ViolationError("symbolic links that lead in a circle", shown(name))
             todo += target.split(b"/")[::-1]
             if target.startswith(b"/"):
@@ -259,19 +268,20 @@ class Folders:
         if hides:
             self.hide(path)
 
-    def white_out(self, parent: bytes, name: bytes, path: bytes) -> None:
+    def white_out(self, parent: bytes, name: bytes, path: bytes, *, useful: bool) -> None:
         """
-        Hide what the layers below have at *path*, if they have something.
+        Hide what the layers below have at *path*; *useful*: if they have something.
 
-        A whiteout of nothing would show: in a folder that has nothing below it to be merged with overlayfs
-        lists it, as a name that nobody can open.
+        A whiteout of nothing shows: in a folder that has nothing below it to be merged with overlayfs lists
+        it, as a name that nobody can open.
         """
-        below = self.find_below(path)
-        if below is None:
-            return
-        os.close(below[0])
+        if useful:
+            below = self.find_below(path)
+            if below is None:
+                return
+            os.close(below[0])
+            self._white.append(path)
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.fds[parent])
-        self._white.append(path)
 
     def _forget_whiteouts(self) -> None:
         """Remove those whose folder has come to hide all that is below since they were made."""
@@ -318,8 +328,24 @@ class Folders:
         self._known = {b"": b""}
         self.fds.close()
 
+    def _root(self) -> None:
+        """Where no entry names it, the root is the one of the layer below."""
+        if b"" in self.made:
+            return
+        top = self.below.top
+        if top < 0:
+            self.made[b""] = Folder(0o755, self.first or 0)
+            return
+        state = os.fstat(top)
+        self.made[b""] = Folder(stat.S_IMODE(state.st_mode), state.st_mtime_ns)
+        if self._chown:
+            os.chown(b".", state.st_uid, state.st_gid, dir_fd=self.fds[b""])
+        for name, value in attributes.read_all(attributes.path_of(top, b".")).items():
+            os.setxattr(attributes.path_of(self.fds[b""], b"."), name, value)
+
     def finish(self) -> None:
         """Give all folders their modes and times, the deepest first."""
+        self._root()
         self._forget_whiteouts()
         if b"" in self.opaque:
             self._hide_all()
@@ -337,4 +363,14 @@ class Folders:
                 os.close(fd)
 
 
-__all__ = ["LONGEST_NAME", "LONGEST_PATH", "Below", "Folder", "Folders", "OpenFolders", "is_whiteout", "look"]
+__all__ = [
+    "LONGEST_NAME",
+    "LONGEST_PATH",
+    "MOST_LINKS",
+    "Below",
+    "Folder",
+    "Folders",
+    "OpenFolders",
+    "is_whiteout",
+    "look",
+]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from sandboxlib.errors import KernelError
-from sandboxlib.kernel.descriptor import Fd, dup, openat
+from sandboxlib.kernel.descriptor import Fd, openat
 from sandboxlib.kernel.syscall import failed
 
 WHY = "see what has changed"
@@ -36,12 +36,19 @@ class Layers:
 
     Args:
         mark: The attribute of a folder that hides what is below it.
-        base: The layer that is the sandbox's own, all of root's inside, or -1.
+        own: Those of them whose files have on disk the numbers that their owners have outside.
+        owner: Makes these the numbers inside.
     """
 
-    def __init__(self, mark: str, base: int = -1) -> None:
+    def __init__(
+        self,
+        mark: str,
+        own: Collection[int] = (),
+        owner: Callable[[int, int], tuple[int, int]] = lambda uid, gid: (uid, gid),
+    ) -> None:
         self._mark = mark
-        self._base = base
+        self._own = own
+        self._owner = owner
         # (the layer's number, the folder), as far down as they show through.
         self._open: list[tuple[int, Fd]] = []
 
@@ -71,8 +78,8 @@ class Layers:
                 continue
             except OSError as error:
                 raise failed(error, f"fstatat({fd.fileno()}, {name!r})", WHY) from None
-            if top == self._base:
-                found = _of_root(found)
+            if top in self._own:
+                found = _of(found, self._owner(found.st_uid, found.st_gid))
             if modes.S_ISDIR(found.st_mode) and not (first and not folders):
                 first = first or found
                 folders.append(top)
@@ -103,16 +110,70 @@ class Layers:
                         yield name
 
 
-def _of_root(found: os.stat_result) -> os.stat_result:
-    """The same, of root: on disk it has the number that root has outside."""
+def _of(found: os.stat_result, owner: tuple[int, int]) -> os.stat_result:
+    """The same, of somebody else."""
     fields = list(found)
-    fields[modes.ST_UID] = fields[modes.ST_GID] = 0
+    fields[modes.ST_UID], fields[modes.ST_GID] = owner
     return os.stat_result(fields, {"st_rdev": found.st_rdev, "st_mtime_ns": found.st_mtime_ns})
+
+
+class Told:
+    """One folder of the layers below as somebody else has looked at it; as `Layers`."""
+
+    def __init__(self, entries: Mapping[str, Sequence[int]], tops: tuple[int, ...]) -> None:
+        self._entries = {os.fsencode(name): fields for name, fields in entries.items()}
+        self._tops = tops
+
+    def look(self, name: bytes) -> tuple[os.stat_result | None, tuple[int, ...]]:
+        """What *name* is, and the layers below if it is a folder."""
+        fields = self._entries.get(name)
+        if fields is None:
+            return None, ()
+        mode, uid, gid, size, mtime, rdev = fields
+        found = os.stat_result(
+            (mode, 0, 0, 1, uid, gid, size, 0, 0, 0), {"st_mtime_ns": mtime, "st_rdev": rdev}
+        )
+        return found, self._tops if modes.S_ISDIR(mode) else ()
+
+    def names(self) -> Iterator[bytes]:
+        """All names."""
+        return iter(self._entries)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def tell(lowers: Iterable[int], mark: str, paths: Iterable[bytes]) -> dict[str, dict[str, list[int]]]:
+    """
+    What the layers show in each of the folders *paths*, parents first; for `Told`.
+
+    Raises:
+        KernelError: A layer cannot be read.
+    """
+    tops = {b"": tuple(lowers)}
+    found: dict[str, dict[str, list[int]]] = {}
+    for path in paths:
+        layers = Layers(mark)
+        entries = found[os.fsdecode(path)] = {}
+        try:
+            layers.open(tops.get(path, ()), path)
+            for name in layers.names():
+                state, merged = layers.look(name)
+                assert state is not None
+                tops[path + b"/" + name if path else name] = merged
+                entries[os.fsdecode(name)] = [
+                    *(state.st_mode, state.st_uid, state.st_gid),
+                    *(state.st_size, state.st_mtime_ns, state.st_rdev),
+                ]
+        finally:
+            layers.close()
+    return found
 
 
 def descend(top: int, path: bytes) -> Fd:
     """Open the folder *path* below *top*; none if it is no more. Links in a layer are not followed."""
-    fd = dup(top)
+    # Also the top itself, which may be open as a place alone.
+    fd = openat(b".", _FOLDER, at=top, why=WHY)
     for part in filter(None, path.split(b"/")):
         try:
             with fd as above:
@@ -124,4 +185,4 @@ def descend(top: int, path: bytes) -> Fd:
     return fd
 
 
-__all__ = ["WHY", "Layers", "descend", "is_whiteout", "opaque"]
+__all__ = ["WHY", "Layers", "Told", "descend", "is_whiteout", "opaque", "tell"]

@@ -74,6 +74,13 @@ def merge(
             copier.settle(fd, found)
 
 
+def dress(folder: int, mode: int, mtime: int | None) -> None:
+    """Give the open folder, in which all is made, its mode and time; the time in nanoseconds."""
+    os.fchmod(folder, mode)
+    if mtime is not None:
+        os.utime(folder, ns=(mtime, mtime))
+
+
 class _Copier:
     def __init__(self, target: int, shift: Shift | None) -> None:
         self._target = target
@@ -107,8 +114,7 @@ class _Copier:
             openat(name, flags, 0o600, at=out) as fd,
         ):
             _content(source, fd, found.st_size)
-            _attributes(source, fd)
-            self.settle(fd, found)
+            self.settle(fd, found, source)
 
     def attributes_of_folder(self, holder: int, name: bytes, out: int) -> None:
         """Copy a folder's extended attributes."""
@@ -116,10 +122,16 @@ class _Copier:
         with openat(name, flags, at=holder) as source, openat(name, flags, at=out) as fd:
             _attributes(source, fd)
 
-    def settle(self, fd: int, found: os.stat_result) -> None:
-        """Give what is open its owner, mode and times; the owner first, which takes bits of the mode."""
+    def settle(self, fd: int, found: os.stat_result, source: int = -1) -> None:
+        """
+        Give what is open its owner, mode, attributes of *source* and times.
+
+        The owner comes first: who changes it takes bits of the mode, and file capabilities.
+        """
         self._owner(fd, None, found)
         os.fchmod(fd, modes.S_IMODE(found.st_mode))
+        if source >= 0:
+            _attributes(source, fd)
         os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
 
     def _owner(self, what: bytes | int, out: int | None, found: os.stat_result) -> None:
@@ -175,4 +187,4 @@ def _attributes(source: int, target: int) -> None:
             os.setxattr(target, name, os.getxattr(source, name))
 
 
-__all__ = ["Shift", "merge"]
+__all__ = ["Shift", "dress", "merge"]

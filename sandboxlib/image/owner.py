@@ -9,8 +9,9 @@ from typing import Literal
 
 import attrs
 
-from sandboxlib.errors import SpecError
+from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.host import Host
+from sandboxlib.ranges import Ranges
 
 #: (inside, outside, count), as user_namespaces(7) has them.
 IdMap = tuple[tuple[int, int, int], ...]
@@ -36,6 +37,18 @@ def _id_map(_: object, field: attrs.Attribute[IdMap], value: IdMap) -> None:
             raise SpecError(field.name, value, "triples (inside, outside, count) of whole numbers")
         if max(part[0], part[1]) + part[2] > _MOST:
             raise SpecError(field.name, value, "ids below 4294967296")
+
+
+class OwnerError(UnsupportedError):
+    """
+    A layer has a file of somebody who has no ID in the map by which it is unpacked.
+
+    Attributes:
+        uids, gids: All owners of that layer, where they are known.
+    """
+
+    uids: Ranges = ()
+    gids: Ranges = ()
 
 
 @attrs.frozen
@@ -76,6 +89,10 @@ class Owner:
             )
         return cls("single")
 
+    def has(self, uid: int, gid: int) -> bool:
+        """Do files get these owners on disk?"""
+        return self.kind != "range" or (_in(self.uid_map, uid) and _in(self.gid_map, gid))
+
     @property
     def key(self) -> str:
         """A name for a folder: trees with equal keys, and only those, can be shared."""
@@ -95,4 +112,8 @@ class Owner:
         return "trusted.overlay." if self.kind == "root" else "user.overlay."
 
 
-__all__ = ["IdMap", "Owner"]
+def _in(lines: IdMap, number: int) -> bool:
+    return any(first <= number < first + count for first, _, count in lines)
+
+
+__all__ = ["IdMap", "Owner", "OwnerError"]

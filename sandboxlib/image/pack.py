@@ -21,13 +21,14 @@ from sandboxlib.errors import ImageError, KernelError, SandboxError, SpecError, 
 from sandboxlib.image import attributes, tarstream
 from sandboxlib.image.extract import OPAQUE, WHITEOUT
 from sandboxlib.image.folders import LONGEST_PATH, OpenFolders, is_whiteout
+from sandboxlib.image.omitted import NO_LINKS, Links, Omitted
 from sandboxlib.image.owner import Owner
 from sandboxlib.image.source import nothing
 from sandboxlib.image.tarstream import Entry, shown
 from sandboxlib.image.tarwrite import TarWriter
 from sandboxlib.kernel.files import openat2
 
-#: (uid, gid) as they are on disk, and as a layer has them.
+#: (uid, gid) as they are on disk, and as a layer has them. Raises: LookupError: Nobody has this number there.
 Shift = Callable[[int, int], tuple[int, int]]
 
 _PIECE = 1 << 20
@@ -39,6 +40,9 @@ _KINDS = {
     stat.S_IFDIR: tarstream.FOLDER,
     stat.S_IFIFO: tarstream.FIFO,
 }
+
+
+_ALL = Omitted()
 
 
 @attrs.frozen
@@ -61,17 +65,23 @@ def pack_tree(
     owner: Owner,
     *,
     shift: Shift | None = None,
+    left_out: Collection[bytes] = (),
+    ways: Collection[bytes] = (),
+    links: Links = NO_LINKS,
     cancelled: Callable[[], None] = nothing,
 ) -> Packed:
     """
     Pack all that is below a folder, and the folder itself as ``./``.
 
     Args:
-        folder: Borrowed.
+        folder: Borrowed; open to be read, or as a place alone (O_PATH).
         write: Called with the archive, piece by piece.
         owner: Whose the files are, see `Owner`; for ``range`` and ``single`` its maps turn ids on
             disk into those of the layer.
         shift: For ``root``: does the same; without it ids stay as they are.
+        left_out: Paths, without a slash before them, that are no part of it: what something was mounted on.
+        ways: Folders that are no part of it where they have nothing in them but these.
+        links: What stands in place of a path that is left out.
         cancelled: Called often; raises to give up.
 
     Raises:
@@ -79,7 +89,8 @@ def pack_tree(
         StateError: A file was changed meanwhile.
         KernelError: It cannot be read.
     """
-    return _pack(folder, write, owner, shift, cancelled, changes=False)
+    omit = Omitted(frozenset(left_out), frozenset(ways), links)
+    return _pack(folder, write, owner, shift, cancelled, changes=False, omit=omit)
 
 
 def pack_changes(
@@ -89,6 +100,7 @@ def pack_changes(
     *,
     shift: Shift | None = None,
     left_out: Collection[bytes] = (),
+    root: tuple[int, int, int] | None = None,
     cancelled: Callable[[], None] = nothing,
 ) -> Packed:
     """
@@ -103,9 +115,13 @@ def pack_changes(
         shift: For ``root``: turns IDs on disk into those of the layer.
         left_out: Paths, without a slash before them, that are no part of the changes: what something was
             mounted on. Folders that are there only on the way to them are none either.
+        root: Mode, user and group that the root had, in the layer's numbers: what it has is written where
+            that is something else.
         cancelled: Called often; raises to give up.
     """
-    return _pack(upper, write, owner, shift, cancelled, changes=True, left_out=left_out)
+    ways = frozenset(path[:at] for path in left_out for at, byte in enumerate(path) if byte == 0x2F)
+    omit = Omitted(frozenset(left_out), ways, NO_LINKS, root)
+    return _pack(upper, write, owner, shift, cancelled, changes=True, omit=omit)
 
 
 def _pack(
@@ -116,17 +132,15 @@ def _pack(
     cancelled: Callable[[], None],
     *,
     changes: bool,
-    left_out: Collection[bytes] = (),
+    omit: Omitted,
 ) -> Packed:
     if owner.kind == "root":
-        return pack_here(
-            folder, write, owner, changes=changes, shift=shift, left_out=left_out, cancelled=cancelled
-        )
+        return pack_here(folder, write, owner, changes=changes, shift=shift, omit=omit, cancelled=cancelled)
     if shift is not None:
         raise SpecError("shift", shift, "left out where the owner has maps")
     from sandboxlib.image.apart import pack_apart
 
-    options = {"changes": changes, "left_out": sorted(map(os.fsdecode, left_out))}
+    options = {"changes": changes, "omit": omit.as_words()}
     return Packed(**pack_apart(folder, write, owner, options, cancelled))
 
 
@@ -137,11 +151,11 @@ def pack_here(
     *,
     changes: bool,
     shift: Shift | None = None,
-    left_out: Collection[bytes] = (),
+    omit: Omitted = _ALL,
     cancelled: Callable[[], None] = nothing,
 ) -> Packed:
     """Do the same in this process, which has the rights that *owner* needs."""
-    packer = _Packer(folder, TarWriter(write), owner, shift, frozenset(left_out), changes=changes)
+    packer = _Packer(folder, TarWriter(write), owner, shift, omit, changes=changes)
     try:
         for path in packer.walk():
             cancelled()
@@ -164,11 +178,11 @@ class _Packer:
         out: TarWriter,
         owner: Owner,
         shift: Shift | None,
-        left_out: frozenset[bytes],
+        omit: Omitted,
         *,
         changes: bool,
     ) -> None:
-        self._left_out = left_out
+        self._omit = omit
         self.folders = OpenFolders(folder)
         self.out = out
         self.current = b""
@@ -180,7 +194,7 @@ class _Packer:
 
     def walk(self) -> Iterator[bytes]:
         """Write all entries, folders before what is in them; yields each path before it is written."""
-        if not self._changes:
+        if not self._changes or self._root_differs():
             yield b""
             self._add(b"./", self._top, b".", os.fstat(self._top))
         todo: list[tuple[bytes, Iterator[bytes]]] = [(b"", iter(self._enter(b"")))]
@@ -192,7 +206,9 @@ class _Packer:
                 continue
             path = parent + b"/" + name if parent else name
             yield path
-            if self._left_out and self._is_left_out(path):
+            if self._is_left_out(path):
+                if path in self._omit.links:
+                    self._add_link(path)
                 continue
             if len(path) > LONGEST_PATH:
                 raise ImageError(f"{shown(path)}: a path of more than {LONGEST_PATH} bytes")
@@ -209,11 +225,17 @@ class _Packer:
             elif not stat.S_ISSOCK(found.st_mode):
                 self._add(path, fd, name, found)
 
+    def _root_differs(self) -> bool:
+        if self._omit.root is None:
+            return False
+        now = os.fstat(self._top)
+        return (stat.S_IMODE(now.st_mode), *self._owner(b"./", now)) != self._omit.root
+
     def _is_left_out(self, path: bytes) -> bool:
-        """Is it, or is it a folder with nothing in it but what is?"""
-        if path in self._left_out:
+        """Is it, or is it on the way to what is, with nothing else in it?"""
+        if path in self._omit.paths:
             return True
-        if not any(out.startswith(path + b"/") for out in self._left_out):
+        if path not in self._omit.ways:
             return False
         try:
             fd = openat2(self._top, path, os.O_RDONLY | os.O_DIRECTORY)
@@ -221,10 +243,26 @@ class _Packer:
             return False
         try:
             names = [os.fsencode(name) for name in os.listdir(fd)]
-            hides = self._own(fd, b"opaque") == b"y"
+            hides = self._changes and self._own(fd, b"opaque") == b"y"
         finally:
             os.close(fd)
         return not hides and all(self._is_left_out(path + b"/" + name) for name in names)
+
+    def _add_link(self, path: bytes) -> None:
+        entry = Entry(tarstream.SYMLINK, path)
+        entry.target, entry.uid, entry.gid, entry.mtime = self._omit.links[path]
+        entry.mode = 0o777
+        self.out.add(entry)
+
+    def _owner(self, path: bytes, found: os.stat_result) -> tuple[int, int]:
+        """Whose it is, as a layer has it. Raises: ImageError: Somebody's who has no number there."""
+        uid, gid = found.st_uid, found.st_gid
+        try:
+            return (uid, gid) if self._shift is None else self._shift(uid, gid)
+        except LookupError:
+            raise ImageError(
+                f"{shown(path)}: its owner, {uid}:{gid} outside, has no number in the sandbox"
+            ) from None
 
     def _enter(self, path: bytes) -> list[bytes]:
         """The names in a folder, in order, after its mark if it hides what is below it."""
@@ -275,9 +313,7 @@ class _Packer:
             raise ImageError(f"{shown(path)}: a file of an unknown kind")
         entry = Entry(kind, path)
         entry.mode = stat.S_IMODE(found.st_mode)
-        entry.uid, entry.gid = found.st_uid, found.st_gid
-        if self._shift is not None:
-            entry.uid, entry.gid = self._shift(found.st_uid, found.st_gid)
+        entry.uid, entry.gid = self._owner(path, found)
         entry.mtime = found.st_mtime_ns
         if found.st_nlink > 1 and kind != tarstream.FOLDER:
             first = self._links.setdefault((found.st_dev, found.st_ino), path)

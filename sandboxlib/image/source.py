@@ -65,7 +65,8 @@ def inflated(
         cancelled()
         size += len(piece)
         if size > limits.slack + limits.ratio * inflater.taken:
-            text = f"it is over {limits.ratio} times larger once it is not compressed (the limit 'ratio')"
+            text = f"it is over {limits.ratio} times larger once it is not compressed"
+            text += f"; {limits.ratio} times its size is the limit ('ratio')"
             raise ViolationError(text, what)
         yield piece
 

@@ -89,9 +89,17 @@ class Entry:
 
 @final
 class TarReader:
-    """The entries of an archive, in order; the data of each is read before the next is asked for."""
+    """
+    The entries of an archive, in order; the data of each is read before the next is asked for.
+
+    Attributes:
+        entries: How many there were until now.
+        uids, gids: The owners of these.
+    """
 
     def __init__(self, source: Source, limits: Limits = DEFAULT) -> None:
+        self.uids: set[int] = set()
+        self.gids: set[int] = set()
         self._source = source
         self._limits = limits
         self._left = 0
@@ -224,6 +232,8 @@ class TarReader:
             self._holes(entry, holes)
         if entry.uid > _MAX_ID or entry.gid > _MAX_ID:
             raise ImageError(f"{shown(entry.name)}: an owner or group above {_MAX_ID}")
+        self.uids.add(entry.uid)
+        self.gids.add(entry.gid)
         if entry.holes is not None:
             sparse.check(entry.holes, entry.size, self._left, shown(entry.name))
             self._source.spend(entry.size - self._left)

@@ -52,6 +52,7 @@ _PIECE = 256 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _FOREIGN = ("foreign", "nondistributable")
 
+OnConfig = Callable[[Manifest, ImageConfig], object]
 OnLayer = Callable[[Manifest, ImageConfig, int], object]
 
 
@@ -66,6 +67,7 @@ def pull(
     *,
     platform: Platform | str | None = None,
     on_progress: Callable[[Progress], object] | None = None,
+    on_config: OnConfig | None = None,
     on_layer: OnLayer | None = None,
     cancelled: Callable[[], None] = never,
     insecure: bool | None = None,
@@ -80,6 +82,7 @@ def pull(
         reference: What; its digest decides where it has one.
         platform: Such as ``linux/arm64``; None is this machine's.
         on_progress: Gets what happens.
+        on_config: Called with the manifest and the config before any layer is fetched; raises to refuse it.
         on_layer: Called with the manifest, the config and the number of each layer, lowest first, as soon as
             it and all below it are in the store, while others are fetched still.
         cancelled: Raises to give up; called several times a second.
@@ -102,7 +105,7 @@ def pull(
     stop = Stop()
     client = Client(name.registry, insecure=insecure, credentials=credentials, ca=ca, stop=stop)
     with client, Crew(stop, cancelled, on_progress, AT_ONCE) as crew:
-        return _Pull(store, name, wanted, client, crew).run(on_layer)
+        return _Pull(store, name, wanted, client, crew).run(on_config, on_layer)
 
 
 class _Pull:
@@ -118,7 +121,7 @@ class _Pull:
         #: Indexes on the way to the manifest.
         self._indexes: list[bytes] = []
 
-    def run(self, on_layer: OnLayer | None) -> Descriptor:
+    def run(self, on_config: OnConfig | None, on_layer: OnLayer | None) -> Descriptor:
         self._crew.say(Progress("resolving", self._about))
         descriptor, manifest, raw = self._crew.run(self._find)
         with ExitStack() as kept:
@@ -128,6 +131,8 @@ class _Pull:
                 self._store.add(raw)
                 kept.enter_context(self._store.lease(descriptor))
             config = self._config(manifest)
+            if on_config is not None:
+                on_config(manifest, config)
             # And once more: from now on it is known what is in the layers, too, which *on_layer* may unpack.
             kept.enter_context(self._store.lease(descriptor))
             self._layers(manifest, config, on_layer)
@@ -369,4 +374,4 @@ class Download:
         return f"{self._client.about(self._repository)}@{self._descriptor.digest}"
 
 
-__all__ = ["AT_ONCE", "Download", "OnLayer", "is_foreign", "pull"]
+__all__ = ["AT_ONCE", "Download", "OnConfig", "OnLayer", "is_foreign", "pull"]

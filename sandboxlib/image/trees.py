@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,18 +27,23 @@ from sandboxlib.image import locks
 from sandboxlib.image.blobs import write_file
 from sandboxlib.image.locks import Cancelled
 from sandboxlib.image.model import chain_ids
+from sandboxlib.image.owner import Owner, OwnerError
 from sandboxlib.image.progress import Progress
+from sandboxlib.image.unpack import Policy, Unpacked, owners_of, remove_tree, unpack
 from sandboxlib.kernel.files import sync_filesystem
+from sandboxlib.ranges import Ranges, joined, united
 
 if TYPE_CHECKING:
     from sandboxlib.image.model import Descriptor, ImageConfig, Manifest
-    from sandboxlib.image.owner import Owner
     from sandboxlib.image.store import Store
 
 #: Seconds after which the kernel has written what is in memory: vm.dirty_expire_centisecs and the
 #: journal's interval, twice over. Then making sure of it costs next to nothing.
 SETTLED = 90
+#: Ranges of owners that are noted for a layer; more than any map has room for.
+_MOST_RANGES = 2000
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def folder(store: Store, owner: Owner, chain_id: str) -> str:
@@ -57,7 +62,7 @@ def known(path: str) -> dict[str, object]:
     """What is known of the layer at *path*; {} if nothing is, or it may not have outlived a power cut."""
     try:
         with open(os.path.join(path, "layer.json"), "rb") as file:
-            found = json.loads(file.read(1 << 16))
+            found = json.loads(file.read(1 << 18))
     except (FileNotFoundError, ValueError):
         return {}
     if not isinstance(found, dict) or found.get("boot") not in (None, boot()):
@@ -125,6 +130,7 @@ def unpack_one(
     """Unpack one layer on top of *lowers*, the topmost first, if it is not yet."""
     path = folder(store, owner, wanted.chain_id)
     if found := known(path):
+        _check_owners(found)
         _settle(store, path, found)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -132,7 +138,8 @@ def unpack_one(
         _note_owner(store, owner)
     lock = os.path.join(store.path, "locks", f"{owner.key}-{os.path.basename(path)}")
     with locks.held(lock, cancelled=cancelled):
-        if known(path):
+        if found := known(path):
+            _check_owners(found)
             return
         with contextlib.suppress(FileNotFoundError):
             # Half of one that a power cut has left, or what somebody has damaged.
@@ -152,8 +159,6 @@ def _make(
     progress: Callable[[Progress], object] | None,
     cancelled: Cancelled,
 ) -> None:
-    from sandboxlib.image.unpack import unpack
-
     layer, diff_id, chain_id = wanted
 
     def tell(read: int) -> None:
@@ -163,25 +168,34 @@ def _make(
     name = f"new-{os.getpid()}-{os.urandom(8).hex()}"
     made = os.path.join(os.path.dirname(path), name)
     os.mkdir(made, 0o755)
+    problem: OwnerError | None = None
     try:
-        with _opened(lowers) as below, store.open_blob(layer.digest) as blob:
+        os.mkdir(os.path.join(made, "fs"), 0o755)
+        try:
+            found = _unpacked(store, layer, os.path.join(made, "fs"), owner, lowers, tell, cancelled)
+            if found.diff_id != diff_id:
+                raise ImageError(
+                    f"what is in it has the digest {found.diff_id}, and the configuration says {diff_id}",
+                    layer.digest,
+                )
+        except OwnerError as error:
+            # All that is known of it stays, so that the next one need not find it out.
+            problem = error
+            with store.open_blob(layer.digest) as blob:
+                problem.uids, problem.gids = owners_of(blob, cancelled=cancelled)
+            discard(store, made, owner)
+            os.mkdir(made, 0o755)
             os.mkdir(os.path.join(made, "fs"), 0o755)
-            fd = os.open(os.path.join(made, "fs"), _FOLDER)
-            try:
-                found = unpack(blob, fd, owner, lowers=below, progress=tell, cancelled=cancelled)
-            finally:
-                os.close(fd)
-        if found.diff_id != diff_id:
-            raise ImageError(
-                f"what is in it has the digest {found.diff_id}, and the configuration says {diff_id}",
-                layer.digest,
-            )
+            found = Unpacked(diff_id, 0, 0, uids=problem.uids, gids=problem.gids)
         facts = {
             "diff_id": diff_id,
             "chain_id": chain_id,
             "size": found.size,
             "files": found.files,
+            "uids": joined(found.uids, _MOST_RANGES),
+            "gids": joined(found.gids, _MOST_RANGES),
             "boot": boot(),
+            **({"misfit": [problem.feature, problem.needs, problem.hint]} if problem is not None else {}),
         }
         with open(os.path.join(made, "layer.json"), "w", encoding="ascii") as file:
             json.dump(facts, file)
@@ -189,6 +203,63 @@ def _make(
     except BaseException:
         discard(store, made, owner)
         raise
+    if problem is not None:
+        raise problem
+
+
+def _unpacked(
+    store: Store,
+    layer: Descriptor,
+    target: str,
+    owner: Owner,
+    lowers: Sequence[str],
+    tell: Callable[[int], None],
+    cancelled: Cancelled,
+) -> Unpacked:
+    # All that is below is there, so what hides nothing of it would only be seen.
+    policy = Policy(whiteouts="useful")
+    with _opened(lowers) as below, store.open_blob(layer.digest) as blob:
+        fd = os.open(target, _FOLDER)
+        try:
+            return unpack(blob, fd, owner, lowers=below, policy=policy, progress=tell, cancelled=cancelled)
+        finally:
+            os.close(fd)
+
+
+def _check_owners(found: Mapping[str, object]) -> None:
+    """Raise OwnerError if the layer cannot be unpacked for this owner, as somebody has found out."""
+    misfit = found.get("misfit")
+    if isinstance(misfit, list) and len(misfit) == 3:
+        problem = OwnerError(*map(str, misfit))
+        problem.uids, problem.gids = _owners(found)
+        raise problem
+
+
+def _owners(found: Mapping[str, object]) -> tuple[Ranges, Ranges]:
+    """The owners of a layer's files, as they were noted."""
+    lists = [found.get(name) for name in ("uids", "gids")]
+    uids, gids = (
+        tuple((int(pair[0]), int(pair[1])) for pair in given) if isinstance(given, list) else ()
+        for given in lists
+    )
+    return uids, gids
+
+
+def owners(
+    store: Store, manifest: Manifest, config: ImageConfig, owner: Owner, cancelled: Cancelled
+) -> tuple[Ranges, Ranges]:
+    """The users and groups of all files of an image; what was not unpacked for *owner* is read for that."""
+    uids: list[tuple[int, int]] = []
+    gids: list[tuple[int, int]] = []
+    for layer, chain_id in zip(manifest.layers, chain_ids(config.rootfs.diff_ids), strict=True):
+        if facts := known(folder(store, owner, chain_id)):
+            found = _owners(facts)
+        else:
+            with store.open_blob(layer.digest) as blob:
+                found = owners_of(blob, cancelled=cancelled)
+        uids += found[0]
+        gids += found[1]
+    return united(uids), united(gids)
 
 
 def _note_owner(store: Store, owner: Owner) -> None:
@@ -204,7 +275,8 @@ def _opened(paths: Sequence[str]) -> Iterator[list[int]]:
     fds: list[int] = []
     try:
         for path in paths:
-            fds.append(os.open(path, _FOLDER))  # noqa: PERF401 - what is open is closed if a later one fails
+            # A place alone: a user may not read what belongs to one of his subordinate IDs.
+            fds.append(os.open(path, _PLACE))  # noqa: PERF401 - what is open is closed if a later one fails
         yield fds
     finally:
         for fd in fds:
@@ -241,8 +313,6 @@ def discard(store: Store, path: str, owner: Owner) -> None:
 
 def empty(store: Store, name: str, owner: Owner) -> None:
     """Remove *name* in the folder for what is to be removed."""
-    from sandboxlib.image.unpack import remove_tree
-
     fd = os.open(os.path.join(store.path, "removed"), _FOLDER)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -251,4 +321,4 @@ def empty(store: Store, name: str, owner: Owner) -> None:
         os.close(fd)
 
 
-__all__ = ["boot", "discard", "empty", "folder", "known", "unpack_all", "unpack_to"]
+__all__ = ["boot", "discard", "empty", "folder", "known", "owners", "unpack_all", "unpack_to"]

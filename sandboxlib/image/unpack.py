@@ -20,6 +20,7 @@ from sandboxlib.image.folders import Folders
 from sandboxlib.image.owner import Owner
 from sandboxlib.image.source import DEFAULT, Limits, Source, nothing
 from sandboxlib.image.tarstream import TarReader
+from sandboxlib.ranges import Ranges, ranges
 
 _DEFAULT_POLICY = Policy()
 
@@ -37,6 +38,7 @@ class Unpacked:
             not have or that cannot be set here, ``device``, ``aufs``.
         depends: Something was taken from the layers below (a folder's owner, a file that is linked
             to, a link on the way): on others the same layer may become another tree.
+        uids, gids: The owners of its entries, as (first, how many).
     """
 
     diff_id: str
@@ -44,6 +46,8 @@ class Unpacked:
     files: int
     dropped: tuple[tuple[str, int], ...] = ()
     depends: bool = False
+    uids: Ranges = ()
+    gids: Ranges = ()
 
 
 def unpack(
@@ -85,7 +89,8 @@ def unpack(
 
         options = {"limits": attrs.asdict(limits), "policy": attrs.asdict(policy)}
         found = unpack_apart(source, folder, owner, lowers, options, progress, cancelled)
-        return Unpacked(**{**found, "dropped": tuple(map(tuple, found["dropped"]))})
+        lists = ("dropped", "uids", "gids")
+        return Unpacked(**{**found, **{name: tuple(map(tuple, found[name])) for name in lists}})
     return unpack_here(source, folder, owner, lowers, limits, policy, progress, cancelled)
 
 
@@ -114,9 +119,27 @@ def unpack_here(
                 reader.entries,
                 tuple(sorted(extractor.dropped.items())),
                 folders.below.used,
+                ranges(reader.uids),
+                ranges(reader.gids),
             )
     finally:
         folders.fds.close()
+
+
+def owners_of(
+    source: Readable, *, limits: Limits = DEFAULT, cancelled: Callable[[], None] = nothing
+) -> tuple[Ranges, Ranges]:
+    """
+    The users and groups that a layer's files belong to; nothing is unpacked.
+
+    Raises:
+        ViolationError, ImageError: As `unpack`.
+    """
+    with Source(source, limits, cancelled=cancelled) as plain:
+        reader = TarReader(plain, limits)
+        for _ in reader:
+            pass
+        return ranges(reader.uids), ranges(reader.gids)
 
 
 def remove_tree(folder: int, name: str, owner: Owner) -> None:
@@ -144,4 +167,4 @@ def remove_here(folder: int, name: str) -> None:
         raise KernelError(error.errno or 0, f'unlinkat({folder}, "{name}")', "remove a tree") from None
 
 
-__all__ = ["Limits", "Policy", "Unpacked", "remove_here", "remove_tree", "unpack", "unpack_here"]
+__all__ = ["Limits", "Policy", "Unpacked", "owners_of", "remove_here", "remove_tree", "unpack", "unpack_here"]

@@ -1,18 +1,19 @@
 """
 Who a user of an image is, by the image's own /etc/passwd and /etc/group.
 
-Kernel: openat2(2), Linux 5.6. Files: passwd(5), group(5).
+Files: passwd(5), group(5).
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from sandboxlib.errors import ImageError
-from sandboxlib.kernel.files import open_in_root
+from sandboxlib.image.view import View
+from sandboxlib.kernel.descriptor import openat
 
 #: Bytes of such a file that are read at most.
 _LONGEST = 4 << 20
@@ -40,95 +41,69 @@ def account(user: str, layers: Sequence[str], image: str) -> Account:
     Look up *user*, as an image's configuration names it.
 
     Args:
-        user: ``name``, ``uid``, ``name:group``, ``uid:gid``; empty for root.
+        user: ``name``, ``uid``, ``name:group``, ``uid:gid``, ``:gid``; empty for root.
         layers: Folders, the topmost first.
         image: For errors.
 
     Raises:
         ImageError: There is no such user or group in the image.
     """
-    name, _, group = (user or "0").partition(":")
-    users = list(_lines(layers, "passwd", 7))
-    if name.isdecimal() and int(name) <= _MAX_ID:
-        uid = int(name)
-        entry = next((line for line in users if line[2] == str(uid)), None)
-    else:
-        entry = next((line for line in users if line[0] == name), None)
-        if entry is None or not entry[2].isdecimal():
-            raise ImageError(f"it has no user {name[:100]!r} in its /etc/passwd", image)
-        uid = int(entry[2])
-    gid = int(entry[3]) if entry is not None and entry[3].isdecimal() else 0
-    home = entry[5] if entry is not None and entry[5].startswith("/") else "/"
-    groups: tuple[int, ...] = ()
-    if group or entry is not None:
-        known = list(_lines(layers, "group", 4))
-        if group.isdecimal() and int(group) <= _MAX_ID:
-            gid = int(group)
-        elif group:
-            found = next((line for line in known if line[0] == group and line[2].isdecimal()), None)
-            if found is None:
-                raise ImageError(f"it has no group {group[:100]!r} in its /etc/group", image)
-            gid = int(found[2])
-        elif entry is not None:
-            # As Docker: those that list the user, unless a group was given.
-            groups = tuple(
-                sorted(
-                    int(line[2])
-                    for line in known
-                    if line[2].isdecimal() and entry[0] in line[3].split(",") and int(line[2]) != gid
-                )
-            )
-    if max(uid, gid, *groups) > _MAX_ID:
-        raise ImageError(f"its user {user[:100]!r} has a number that is none", image)
+    name, _, group = user.partition(":")
+    name = name or "0"
+    with _files(layers) as view:
+        users = list(_lines(view, "passwd", 7))
+        if (number := _number(name)) is not None:
+            uid = number
+            entry = next((line for line in users if line[2] == str(uid)), None)
+        else:
+            entry = next((line for line in users if line[0] == name), None)
+            if entry is None or (found_uid := _number(entry[2])) is None:
+                raise ImageError(f"it has no user {name[:100]!r} in its /etc/passwd", image)
+            uid = found_uid
+        gid = (_number(entry[3]) if entry is not None else None) or 0
+        home = entry[5] if entry is not None and entry[5].startswith("/") else "/"
+        groups: tuple[int, ...] = ()
+        if group or entry is not None:
+            lines = [(line, _number(line[2])) for line in _lines(view, "group", 4)]
+            known = [(line, each) for line, each in lines if each is not None]
+            if (number := _number(group)) is not None:
+                gid = number
+            elif group:
+                found = next((each for line, each in known if line[0] == group), None)
+                if found is None:
+                    raise ImageError(f"it has no group {group[:100]!r} in its /etc/group", image)
+                gid = found
+            elif entry is not None:
+                # As Docker: those that list the user, unless a group was given.
+                listed = {each for line, each in known if entry[0] in line[3].split(",")}
+                groups = tuple(sorted(listed - {gid}))
     return Account(uid, gid, groups, home)
 
 
-def _lines(layers: Sequence[str], name: str, fields: int) -> Iterator[list[str]]:
-    for line in _read(layers, name).decode(errors="surrogateescape").splitlines():
+def _number(text: str) -> int | None:
+    """An ID; None for a name, and for a number that is none."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > _MAX_ID:
+        return None
+    return int(text)
+
+
+@contextmanager
+def _files(layers: Sequence[str]) -> Iterator[View]:
+    """The tree of the layers, as far as they are unpacked: for a plan alone they need not be."""
+    with ExitStack() as stack:
+        fds = []
+        for layer in layers:
+            with suppress(FileNotFoundError):
+                fds.append(stack.enter_context(openat(layer, os.O_PATH | os.O_DIRECTORY)))
+        yield View(fds, "trusted.overlay.", "user.overlay.")
+
+
+def _lines(view: View, name: str, fields: int) -> Iterator[list[str]]:
+    raw = view.read(b"etc/" + name.encode(), _LONGEST)
+    for line in raw.decode(errors="surrogateescape").splitlines():
         parts = line.split(":")
         if len(parts) == fields and not line.startswith("#"):
             yield parts
-
-
-def _read(layers: Sequence[str], name: str) -> bytes:
-    """What /etc/*name* of the merged layers holds; empty where there is none."""
-    for layer in layers:
-        try:
-            top = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # not unpacked yet, where only a plan is asked for
-        try:
-            try:
-                # A file that is no file must not be waited for.
-                fd = open_in_root(top, f"etc/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-            except FileNotFoundError:
-                if _hides(top):
-                    return b""
-                continue
-            except OSError:
-                # A whiteout, which is a device that nothing drives, or something else that is no file.
-                return b""
-            with open(fd, "rb") as file:
-                return file.read(_LONGEST) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-        finally:
-            os.close(top)
-    return b""
-
-
-def _hides(top: int) -> bool:
-    """Does the layer hide /etc of those below it?"""
-    try:
-        found = os.stat("etc", dir_fd=top, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISDIR(found.st_mode):
-        return True
-    fd = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-    try:
-        marks = os.listxattr(fd)
-    finally:
-        os.close(fd)
-    return any(mark in marks for mark in ("trusted.overlay.opaque", "user.overlay.opaque"))
 
 
 __all__ = ["Account", "account"]

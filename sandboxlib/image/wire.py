@@ -12,12 +12,15 @@ from sandboxlib.errors import (
     UnsupportedError,
     ViolationError,
 )
+from sandboxlib.image.owner import OwnerError
 
 
 def encode_error(error: SandboxError) -> dict[str, Any]:
     """Put an error of this library into words that `decode_error` understands."""
     if isinstance(error, KernelError):
         return {"kind": "kernel", "args": [error.errno, error.call, error.step, error.hint]}
+    if isinstance(error, OwnerError):
+        return {"kind": "owner", "args": [error.feature, error.needs, error.hint]}
     if isinstance(error, UnsupportedError):
         return {"kind": "unsupported", "args": [error.feature, error.needs, error.hint]}
     if isinstance(error, ViolationError):
@@ -33,6 +36,7 @@ def _without(text: str, prefix: str) -> str:
 
 _ERRORS: dict[str, type[SandboxError]] = {
     "kernel": KernelError,
+    "owner": OwnerError,
     "unsupported": UnsupportedError,
     "violation": ViolationError,
     "image": ImageError,

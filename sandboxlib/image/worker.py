@@ -16,7 +16,9 @@ import attrs
 
 from sandboxlib.errors import SandboxError
 from sandboxlib.image import wire
-from sandboxlib.image.merge import merge
+from sandboxlib.image.lowers import tell
+from sandboxlib.image.merge import dress, merge
+from sandboxlib.image.omitted import Omitted
 from sandboxlib.image.owner import Owner
 from sandboxlib.image.pack import pack_here
 from sandboxlib.image.unpack import Limits, Policy, remove_here, unpack_here
@@ -71,7 +73,12 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
     if job["job"] == "merge":
         # Who is not in the map stays the one that the kernel shows for it.
         merge(job["lowers"], job["folder"], job["mark"], lambda uid, gid: (uid, gid), cancelled)
+        for path, uid, gid in job["owners"]:
+            os.chown(path, uid, gid, dir_fd=job["folder"], follow_symlinks=False)
+        dress(job["folder"], job["mode"], job["mtime"])
         return {}
+    if job["job"] == "look":
+        return {"found": tell(job["lowers"], job["mark"], map(os.fsencode, job["paths"]))}
     if job["job"] == "remove":
         remove_here(job["folder"], job["name"])
         return {}
@@ -81,9 +88,9 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
         while rest:
             rest = rest[os.write(job["out"], rest) :]
 
-    left_out = [os.fsencode(path) for path in job["left_out"]]
+    omit = Omitted.of_words(job["omit"])
     return attrs.asdict(
-        pack_here(job["folder"], write, owner, changes=job["changes"], left_out=left_out, cancelled=cancelled)
+        pack_here(job["folder"], write, owner, changes=job["changes"], omit=omit, cancelled=cancelled)
     )
 
 

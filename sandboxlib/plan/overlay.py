@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Iterator
+import errno
+import struct
+from collections.abc import Callable, Iterator
 
 from sandboxlib.errors import UnsupportedError
 from sandboxlib.host import Host
+from sandboxlib.merged import Folder, Merged
 from sandboxlib.namespace import Namespace
 from sandboxlib.plan import tree
 from sandboxlib.plan.flags import (
@@ -17,19 +19,22 @@ from sandboxlib.plan.flags import (
     FSCONFIG_SET_STRING,
     MOVE_MOUNT_F_EMPTY_PATH,
     O_CLOEXEC,
-    O_CREAT,
-    O_EXCL,
+    O_DIRECTORY,
     O_RDONLY,
-    O_WRONLY,
 )
-from sandboxlib.plan.steps import Call, Step, Variable, Write
+from sandboxlib.plan.steps import Call, Step, Variable
 from sandboxlib.rootfs import Rootfs
 
 #: What a string for fsconfig(2) may hold: 256 bytes with its NUL.
 _OPTION = 255
+#: Two times, each in seconds and nanoseconds: utimensat(2).
+_TIMES = struct.Struct("=4q")
 
-#: Folders that every sandbox has, whatever its image has.
-BASE = ("/dev", "/etc", "/proc", "/sys")
+#: Layers of our own in `tree.SCRATCH`: below all others, and above them.
+BASE, COVER = "base", "cover"
+
+#: A number as it is inside, for the one outside.
+Outside = Callable[[str, int], int | Variable]
 
 
 def most_layers(kernel: tuple[int, int]) -> int:
@@ -41,37 +46,60 @@ def most_layers(kernel: tuple[int, int]) -> int:
     return low + (_OPTION - 3 * low + 1) // 4 if 3 * low < _OPTION else _OPTION // 3
 
 
-def base(files: dict[str, str], owner: tuple[int | Variable, int | Variable] | None) -> Iterator[Step]:
+def dressed(merged: Merged, outside: Outside) -> Iterator[Step]:
+    """Give the root the owner, mode, attributes and time of the layers': an overlay shows the upper one's."""
+    why = "the root is as its layers have it"
+    upper = (tree.SCRATCH, "upper")
+    yield Call("fchownat", (*upper, outside("uid", merged.uid), outside("gid", merged.gid), 0), why)
+    # After the owner, which takes bits of it.
+    yield Call("fchmodat", (*upper, merged.mode), why)
+    if merged.xattrs:
+        yield Call("openat", (*upper, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0), why, out=tree.TARGET)
+        for name, value in merged.xattrs:
+            # A file system may have none of this kind.
+            args = (tree.TARGET, name, value, len(value), 0)
+            yield Call("fsetxattr", args, why, ignore=(errno.EOPNOTSUPP, errno.EPERM))
+        yield Call("close", (tree.TARGET,), why)
+    if merged.mtime is not None:
+        times = _TIMES.pack(*divmod(merged.mtime, 10**9), *divmod(merged.mtime, 10**9))
+        yield Call("utimensat", (*upper, times, 0), why, text=f"{upper[0]}, upper, {merged.mtime} ns")
+
+
+def places(merged: Merged, outside: Outside) -> Iterator[Step]:
     """
-    Make the layer on top of an image's, in `tree.SCRATCH`: what each sandbox has of its own.
+    Make what is missing to mount on, in layers of our own in `tree.SCRATCH`.
 
-    It is no part of what is written: neither changes() nor commit() know it.
-
-    Args:
-        files: Texts by their paths.
-        owner: Root's IDs outside, where the steps are not taken by root of the sandbox.
+    That is no part of what is written: neither changes() nor commit() know it. What is missing lies below
+    all layers, whose folders thus are as they have them; only where they have a link in place of a folder
+    that a file system is mounted on a folder lies above them.
     """
-    why = "places of the sandbox's own, which no image has to bring"
-    made = ["base"]
-    yield Call("mkdirat", (tree.SCRATCH, "base", 0o755), why)
-    for folder in dict.fromkeys([*BASE, *(posixpath.dirname(path) for path in files)]):
-        made.append(f"base{folder}")
-        yield Call("mkdirat", (tree.SCRATCH, f"base{folder}", 0o755), why)
-    for path, text in files.items():
-        made.append(f"base{path}")
-        yield Write(f"base{path}", text, why, tree.SCRATCH, O_WRONLY | O_CREAT | O_EXCL, 0o644)
-    if owner is not None:
-        for name in made:
-            yield Call("fchownat", (tree.SCRATCH, name, *owner, 0), "root of the sandbox owns it")
+    why = "places to mount on, which no layer has to bring"
+    root = outside("uid", 0), outside("gid", 0)
+    for layer, folders, files in (
+        (BASE, merged.folders, merged.files),
+        (COVER, tuple(Folder(link.path) for link in merged.links), ()),
+    ):
+        if not folders and not files:
+            continue
+        for path, owner in (
+            ("", root),
+            *((each.path, (outside("uid", each.uid), outside("gid", each.gid))) for each in folders),
+        ):
+            yield Call("mkdirat", (tree.SCRATCH, layer + path, 0o755), why)
+            yield Call("fchownat", (tree.SCRATCH, layer + path, *owner, 0), why)
+        for path in files:
+            yield Call("mknodat", (tree.SCRATCH, layer + path, 0o100644, 0), why)
+            yield Call("fchownat", (tree.SCRATCH, layer + path, *root, 0), why)
 
 
-def steps(context: int, lowers: list[int], host: Host, *, on_image: bool = False) -> Iterator[Step]:
-    """
-    Set up an overlay of the mounts *lowers*, the topmost first, and of what is in `tree.SCRATCH`.
-
-    With *on_image* there is a `base` in it, which comes before them.
-    """
-    layers = [*([f"{int(tree.SCRATCH)}/base"] if on_image else []), *map(str, lowers)]
+def steps(context: int, lowers: list[int], host: Host, merged: Merged) -> Iterator[Step]:
+    """Set up an overlay of the mounts *lowers*, the topmost first, and of what is in `tree.SCRATCH`."""
+    scratch = int(tree.SCRATCH)
+    layers = [
+        *([f"{scratch}/{COVER}"] if merged.links else []),
+        *map(str, lowers),
+        *([f"{scratch}/{BASE}"] if merged.folders or merged.files else []),
+    ]
     why = "writes go to a layer of its own"
 
     def option(name: str, value: str) -> Call:
@@ -92,8 +120,8 @@ def steps(context: int, lowers: list[int], host: Host, *, on_image: bool = False
             yield option("lowerdir+", layer)
     else:
         yield option("lowerdir", ":".join(layers))
-    yield option("upperdir", f"{int(tree.SCRATCH)}/upper")
-    yield option("workdir", f"{int(tree.SCRATCH)}/work")
+    yield option("upperdir", f"{scratch}/upper")
+    yield option("workdir", f"{scratch}/work")
     if host.privileged:
         # What is in the upper layer is all that has changed, and no mark that a layer
         # brings along leads to another file.
@@ -149,12 +177,18 @@ def check(rootfs: Rootfs, host: Host, user: Namespace | None, owned: bool) -> No
         hint = f"let it write to a disk: Rootfs.{rootfs.kind}(..., storage='/a/folder')"
         raise UnsupportedError("an overlay in memory without root", "Linux 6.6, for user.* on tmpfs", hint)
     check_ids(user, owned)
-    # An image's base takes the room of three in the one string of old kernels.
-    most = most_layers(host.kernel) - (3 if rootfs.kind == "image" else 0)
-    if len(rootfs.lower) > most:
-        raise UnsupportedError(
-            f"an overlay of {len(rootfs.lower)} layers", "Linux 6.7", f"here are {most} possible"
-        )
+    merged = rootfs.merged or Merged()
+    check_layers(len(rootfs.lower), host, bool(merged.folders or merged.files) + bool(merged.links))
+
+
+def check_layers(count: int, host: Host, own: int = 0) -> None:
+    """Raises: UnsupportedError: An overlay does not take *count* layers and *own* ones of ours."""
+    # In the one string of old kernels one of ours takes the room of three.
+    most = most_layers(host.kernel) - own * (1 if host.kernel >= (6, 7) else 3)
+    if count > most:
+        needs = f"an overlay of at most {most} layers" if host.kernel >= (6, 7) else "Linux 6.7"
+        hint = f"here are {most} possible; with driver='copy' there is no limit"
+        raise UnsupportedError(f"an overlay of {count} layers", needs, hint)
 
 
 def check_ids(user: Namespace | None, owned: bool) -> None:
@@ -163,21 +197,17 @@ def check_ids(user: Namespace | None, owned: bool) -> None:
         raise UnsupportedError("an overlay in a user namespace that is joined", "ID maps of its own")
 
 
-def first_ids(user: Namespace | None) -> tuple[int | Variable, int | Variable]:
-    """The numbers outside of root inside a new user namespace."""
-    if user is None or not user.uid_map:
-        return Variable("ids"), Variable("ids")
-    return user.uid_map[0].outside, user.gid_map[0].outside
-
-
 __all__ = [
     "BASE",
-    "base",
+    "COVER",
+    "Outside",
     "check",
     "check_ids",
+    "check_layers",
+    "dressed",
     "driver_of",
-    "first_ids",
     "keeps_in_memory",
     "most_layers",
+    "places",
     "steps",
 ]

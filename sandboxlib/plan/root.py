@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sandboxlib.errors import ImageError
 from sandboxlib.host import Entry, Host
-from sandboxlib.mount import Mount
-from sandboxlib.plan import names, network, overlay, tree
+from sandboxlib.mount import Mount, below
+from sandboxlib.plan import layers, names, network, tree
 from sandboxlib.plan.flags import (
     AT_FDCWD,
-    FSMOUNT_CLOEXEC,
-    FSOPEN_CLOEXEC,
     MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -23,7 +20,7 @@ from sandboxlib.plan.flags import (
     O_CLOEXEC,
     Named,
 )
-from sandboxlib.plan.identity import OF_IMAGES, WORK, check_user, identity, user_of
+from sandboxlib.plan.identity import WORK, check_user, identity, user_of
 from sandboxlib.plan.steps import Call, OpenChild, Step, Template
 from sandboxlib.rootfs import WRITABLE, Rootfs
 from sandboxlib.spec import SandboxSpec
@@ -32,8 +29,6 @@ SHM_SIZE = 64 << 20
 #: Terminals of a sandbox: all devpts together have 4096 (kernel.pty.max), less 1024 for the host.
 PTYS = 256
 USERNS = Named(14, "<user namespace>")
-OVERLAY = Named(17, "<overlay>")
-_SAFE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 
 
 class Roots(NamedTuple):
@@ -67,12 +62,19 @@ def roots(spec: SandboxSpec, host: Host, on: frozenset[str]) -> Roots:
     builder.root(rootfs)
     builder.proc()
     builder.dev()
+    layers.mount_files(builder, rootfs)
     if network.is_made(spec):
         names.of_network(builder, rootfs)
     elif spec.network is not None and spec.network.kind == "host":
         names.of_host(builder, rootfs)
     for mount in spec.mounts:
         builder.mount(mount)
+    for folder in rootfs.wanted:
+        # What lies in a mount is made there, as by other engines.
+        if any(below(folder.path, mount.destination) and not mount.readonly for mount in spec.mounts):
+            builder.build.extend(
+                tree.make_target(folder.path, "the image's working directory", folder=True, follow=True)
+            )
     builder.masks()
     # Without the protection the host view's root can be written; what was asked to be read-only stays so.
     builder.build.extend(tree.enter(rootfs.readonly and (rootfs.kind != "host" or "read-only-root" in on)))
@@ -88,7 +90,7 @@ def alone(rootfs: Rootfs, host: Host) -> Roots:
     Raises:
         UnsupportedError: This host cannot build it.
     """
-    builder = Builder(SandboxSpec(rootfs=rootfs), host, frozenset(), owned=False)
+    builder = Builder(SandboxSpec(rootfs=rootfs), host, frozenset(), owned=False, lone=True)
     builder.root(rootfs)
     why = "what is handed out"
     if rootfs.readonly:
@@ -105,9 +107,19 @@ class Builder:
     Attributes:
         trusted: The root is a tree that we make ourselves, so no link in it is another's.
         owned: Files on disk belong to the sandbox's users, by ID-mapped mounts.
+        lone: The tree stands without a sandbox: nothing is mounted in it.
+        files: Numbers of the small files of its own, by the paths that they are mounted on.
     """
 
-    def __init__(self, spec: SandboxSpec, host: Host, on: frozenset[str], *, owned: bool = True) -> None:
+    def __init__(
+        self,
+        spec: SandboxSpec,
+        host: Host,
+        on: frozenset[str],
+        *,
+        owned: bool = True,
+        lone: bool = False,
+    ) -> None:
         self.spec = spec
         self.host = host
         self.on = on
@@ -116,6 +128,8 @@ class Builder:
         self.build: list[Step] = []
         self.trusted = True
         self.keep = -1
+        self.lone = lone
+        self.files: dict[str, Named] = {}
         user = spec.namespace("user")
         self.owned = owned and host.privileged and (user is None or user.mode != "host")
         self._next = tree.SOURCES
@@ -197,10 +211,10 @@ class Builder:
             self.build.append(tree.attach_fd(fd, tree.TARGET, why))
 
     def _tmpfs_root(self, rootfs: Rootfs, why: str) -> None:
-        self.build.extend(tree.filesystem("tmpfs", _limits(rootfs), _SAFE, why, out=tree.ROOT))
-        self._attach_root()
+        self.build.extend(tree.filesystem("tmpfs", tree.limits(rootfs), tree.SAFE, why, out=tree.ROOT))
+        self.attach_root()
 
-    def _attach_root(self) -> None:
+    def attach_root(self) -> None:
         # On top of the host's root: whatever the host's tree looks like, "/" is there.
         args = (tree.ROOT, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH)
         self.build.append(Call("move_mount", args, "the new root, on top of the host's"))
@@ -228,7 +242,7 @@ class Builder:
             elif entry.kind == "copy":
                 self.file(entry.path, entry.content, "the host's, which is being replaced by others")
             else:
-                fd = self.source(entry.path, why, MOUNT_ATTR_RDONLY | _SAFE)
+                fd = self.source(entry.path, why, MOUNT_ATTR_RDONLY | tree.SAFE)
                 self.place(entry.path, fd, why, folder=entry.kind == "dir")
         for path, text in identity(self.spec).items():
             made = network.is_made(self.spec) and path in network.FILES
@@ -242,70 +256,16 @@ class Builder:
     def directory(self, rootfs: Rootfs) -> None:
         """A folder of the host's as root."""
         self.trusted = False
-        attributes = _SAFE | (MOUNT_ATTR_RDONLY if rootfs.readonly else NOTHING)
+        attributes = tree.SAFE | (MOUNT_ATTR_RDONLY if rootfs.readonly else NOTHING)
         assert rootfs.path is not None
         fd = self.source(rootfs.path, "the folder that becomes the root", attributes, idmap=True)
         self.build.append(Call("dup3", (fd, tree.ROOT, O_CLOEXEC), "it is the root from here on"))
-        self._attach_root()
+        self.attach_root()
 
     def overlay(self, rootfs: Rootfs) -> None:
-        """
-        Layers of the host's below, and one to write in.
-
-        Root's is set up by the launcher, with root's rights, and handed to the child as a file
-        system context: then the upper layer needs no ``user.`` attributes (tmpfs has them since
-        Linux 6.6), and its layers can be ID-mapped.
-        """
+        """Layers of the host's below, and one to write in."""
         self.trusted = False
-        if overlay.driver_of(rootfs, self.host) == "copy":
-            self.copied()
-            return
-        user = self.spec.namespace("user")
-        overlay.check(rootfs, self.host, user, self.owned)
-        why = "writes go to a layer of its own"
-        early, late = (self.early, self.late) if self.host.privileged else (self.build, self.build)
-        lowers = [
-            self.source(path, "a layer below", MOUNT_ATTR_RDONLY | _SAFE, idmap=True) for path in rootfs.lower
-        ]
-        if rootfs.storage == "tmpfs":
-            options = _limits(rootfs)
-            early.extend(
-                tree.filesystem("tmpfs", options, _SAFE, "the upper layer, with a size", out=tree.SCRATCH)
-            )
-        else:
-            early.append(
-                tree.open_tree(
-                    Template("{storage}"), tree.SCRATCH, "the upper layer, on disk", recursive=False
-                )
-            )
-        for name in ("upper", "work"):
-            early.append(Call("mkdirat", (tree.SCRATCH, name, 0o755), why))
-        on_image = rootfs.kind == "image"
-        if on_image:
-            if not rootfs.lower:
-                raise ImageError(
-                    "it has to be looked up before a start can be planned", rootfs.reference or ""
-                )
-            files = {path: text for path, text in identity(self.spec).items() if path in OF_IMAGES}
-            late.extend(overlay.base(files, overlay.first_ids(user) if self.owned else None))
-        early.append(Call("fsopen", ("overlay", FSOPEN_CLOEXEC), why, out=OVERLAY))
-        if self.owned:
-            args = (tree.SCRATCH, "upper", *overlay.first_ids(user), 0)
-            late.append(Call("fchownat", args, "root of the sandbox owns it"))
-        late.extend(overlay.steps(OVERLAY, [int(fd) for fd in lowers], self.host, on_image=on_image))
-        self.build.append(Call("fsmount", (OVERLAY, FSMOUNT_CLOEXEC, _SAFE), why, out=tree.ROOT))
-        self._attach_root()
-        self.keep = tree.SCRATCH
-
-    def copied(self) -> None:
-        """A copy of the layers, which the program has made: see `sandboxlib.engine.copied`."""
-        overlay.check_ids(self.spec.namespace("user"), self.owned)
-        fd = self.source(Template("{storage}/upper"), "a copy of the layers", _SAFE, recursive=False)
-        kept = tree.open_tree(Template("{storage}"), tree.SCRATCH, "where it is", recursive=False)
-        (self.early if self.host.privileged else self.build).append(kept)
-        self.build.append(Call("dup3", (fd, tree.ROOT, O_CLOEXEC), "it is the root from here on"))
-        self._attach_root()
-        self.keep = tree.SCRATCH
+        layers.lay(self, rootfs)
 
     # ---- what every root has --------------------------------------------------------------
 
@@ -317,7 +277,7 @@ class Builder:
         if "hidden-processes" in self.on:
             options["hidepid"] = "invisible"
         why = "its own processes, and nothing of the kernel's"
-        self.build.extend(tree.filesystem("proc", options, _SAFE | MOUNT_ATTR_NOEXEC, why))
+        self.build.extend(tree.filesystem("proc", options, tree.SAFE | MOUNT_ATTR_NOEXEC, why))
         self.place("/proc", tree.MOUNT, why)
 
     def dev(self) -> None:
@@ -339,6 +299,9 @@ class Builder:
             self.place(path, fd, why, folder=False)
         for target, path in tree.DEV_LINKS:
             self.build.append(tree.symlink(target, path, why))
+        rootfs = self.spec.rootfs
+        if rootfs is not None:
+            layers.write_files(self, rootfs)
         shm = tree.tmpfs_options(SHM_SIZE, 4096, 0o1777)
         systems: list[tuple[str, str, dict[str, str], Named]] = [
             ("/dev/pts", "devpts", {"ptmxmode": "0666", "mode": "0620", "max": str(PTYS)}, quiet),
@@ -350,7 +313,6 @@ class Builder:
         for path, kind, options, attributes in systems:
             self.build.extend(tree.filesystem(kind, options, attributes, f"{path} of its own"))
             self.place(path, tree.MOUNT, f"{path} of its own")
-        rootfs = self.spec.rootfs
         self.trusted = rootfs is None or rootfs.kind in ("host", "empty")
 
     def masks(self) -> None:
@@ -369,7 +331,7 @@ class Builder:
 
     def mount(self, mount: Mount) -> None:
         """One that was asked for."""
-        attributes = _SAFE
+        attributes = tree.SAFE
         if mount.readonly:
             attributes |= MOUNT_ATTR_RDONLY
         if mount.noexec:
@@ -388,12 +350,6 @@ class Builder:
         self.place(
             mount.destination, fd, why, follow=True, folder=volume or mount.source not in self.host.files
         )
-
-
-def _limits(rootfs: Rootfs) -> dict[str, str]:
-    assert rootfs.size is not None
-    assert rootfs.nr_inodes is not None
-    return tree.tmpfs_options(rootfs.size, rootfs.nr_inodes)
 
 
 __all__ = ["WORK", "Roots", "identity", "roots", "user_of"]

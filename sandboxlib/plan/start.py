@@ -37,6 +37,7 @@ from sandboxlib.plan.flags import (
     SOCK_DGRAM,
     Named,
 )
+from sandboxlib.plan.ids import id_map, more_of
 from sandboxlib.plan.protections import active
 from sandboxlib.plan.root import Roots, roots
 from sandboxlib.plan.steps import (
@@ -61,8 +62,6 @@ SOCKET = Named(15, "<socket>")
 #: Namespaces that are joined are opened by the program, and stand from here on.
 JOINED = 8
 
-#: How many IDs a sandbox of root's has: enough for every 16-bit user of an image.
-ID_COUNT = 65536
 _IFREQ = struct.Struct("=16sH22x")
 _IFF_UP = 1
 
@@ -170,20 +169,6 @@ def to_join(modes: dict[str, Namespace | None]) -> list[Namespace]:
     return [value for value in modes.values() if value is not None and value.mode == "join"]
 
 
-def id_map(host: Host, user: Namespace | None, which: str) -> str:
-    """The text of uid_map or gid_map; ``{ids}`` stands for the range that is assigned."""
-    if user is not None and (chosen := getattr(user, f"{which}_map")):
-        return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in chosen)
-    if host.privileged:
-        return Template(f"0 {{ids}} {ID_COUNT}\n")
-    own = host.uid if which == "uid" else host.gid
-    subordinate = host.subuids if which == "uid" else host.subgids
-    if subordinate:
-        start_, count = subordinate
-        return f"0 {own} 1\n1 {start_} {min(count, ID_COUNT - 1)}\n"
-    return f"0 {own} 1\n"
-
-
 def needs_ids(host: Host, modes: dict[str, Namespace | None]) -> bool:
     """Is a range of IDs to be assigned?"""
     user = modes["user"]
@@ -202,6 +187,8 @@ def _before(spec: SandboxSpec, host: Host, modes: dict[str, Namespace | None]) -
     if needs_ids(host, modes):
         text = f"fcntl({host.run_dir}/ids, F_OFD_SETLK)"
         yield Action("ids", text, "a range of IDs that no other sandbox has")
+        if more_of(spec):
+            yield Action("ids", text, "a second one, for numbers above those of 16 bits")
     if host.cgroups.offered:
         text = 'StartTransientUnit("sandboxlib-....scope", PIDs=[<program>], Delegate=yes)'
         yield Action("scope", text, "systemd moves the program to where it may make groups, once")
@@ -255,7 +242,7 @@ def _launcher(
     yield Clone(flags, child, "pid 1 of the sandbox, a child of the program", cgroup)
     yield Report("child", "the program may now wait for pid 1")
     if "user" not in fixed and not maps_by_tool(host, modes):
-        yield from _maps(host, modes)
+        yield from _maps(spec, host, modes)
     yield from plan.with_user_namespace
     if maps_by_tool(host, modes):
         yield Action(
@@ -273,11 +260,13 @@ def _joins(host: Host) -> bool:
     return host.cgroups.version == 1 or (host.cgroups.version == 2 and "clone3" in host.hidden)
 
 
-def _maps(host: Host, modes: dict[str, Namespace | None]) -> Iterator[Step]:
+def _maps(spec: SandboxSpec, host: Host, modes: dict[str, Namespace | None]) -> Iterator[Step]:
     if not host.privileged:
         yield ChildWrite("setgroups", "deny", "without it the kernel lets no one but root write gid_map")
-    yield ChildWrite("uid_map", id_map(host, modes["user"], "uid"), "users inside are nobody outside")
-    yield ChildWrite("gid_map", id_map(host, modes["user"], "gid"), "groups inside are nobody outside")
+    more = more_of(spec)
+    for which, who in (("uid", "users"), ("gid", "groups")):
+        text = id_map(host, modes["user"], which, more.of(which))
+        yield ChildWrite(f"{which}_map", text, f"{who} inside are nobody outside")
 
 
 def _offsets(modes: dict[str, Namespace | None]) -> dict[str, float]:

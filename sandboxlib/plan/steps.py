@@ -10,25 +10,44 @@ the range of IDs, the cgroup's folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from sandboxlib.plan.flags import AT_FDCWD, CLONE_PARENT, NOTHING, O_WRONLY, Named
 
+_NAMED = re.compile(r"\{(?P<name>[a-z_]+)(?:\+(?P<plus>[0-9]+))?\}")
+
 
 class Variable(NamedTuple):
-    """A number that is known only when the plan is carried out."""
+    """A number that is known only when the plan is carried out, or one that is *plus* more."""
 
     name: str
+    plus: int = 0
 
     def __str__(self) -> str:
-        return f"<{self.name}>"
+        return f"<{self.name}+{self.plus}>" if self.plus else f"<{self.name}>"
 
 
 class Template(str):
-    """A text in which ``{name}`` stands for what is known only when the plan is carried out."""
+    """
+    A text in which ``{name}`` stands for what is known only when the plan is carried out.
+
+    ``{name+3}`` stands for a number that is three more.
+    """
 
     __slots__ = ()
+
+    def fill(self, values: Mapping[str, object]) -> str:
+        """The text with *values*; a name that is not among them stays."""
+
+        def known(match: re.Match[str]) -> str:
+            if match["name"] not in values:
+                return match[0]
+            value = values[match["name"]]
+            return str(value + int(match["plus"])) if match["plus"] and isinstance(value, int) else str(value)
+
+        return _NAMED.sub(known, self)
 
 
 Argument = int | str | bytes | Variable

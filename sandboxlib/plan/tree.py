@@ -6,6 +6,7 @@ import errno
 import posixpath
 import struct
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from sandboxlib.plan.flags import (
     AT_EMPTY_PATH,
@@ -39,6 +40,9 @@ from sandboxlib.plan.flags import (
 )
 from sandboxlib.plan.steps import Call, Step, Write
 
+if TYPE_CHECKING:
+    from sandboxlib.rootfs import Rootfs
+
 ROOT, WALK, TARGET, CONTEXT, MOUNT, SCRATCH = (
     Named(8, "<root>"),
     Named(9, "<folder>"),
@@ -53,6 +57,9 @@ EXTRA = Named(18, "<extra>")
 JOINS = 20
 #: Sources that the launcher opens before the child is cloned stand from here on, as many as there are.
 SOURCES = 36
+
+#: What every mount has that may hold what others have written.
+SAFE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 
 #: What a path that this kernel does not have answers: itself, then the descriptor that was not made.
 _GONE = (errno.ENOENT, errno.EBADF)
@@ -133,6 +140,13 @@ def filesystem(
 def tmpfs_options(size: int, inodes: int, mode: int = 0o755) -> dict[str, str]:
     """Every writable memory file system has a size and a number of inodes."""
     return {"size": str(size), "nr_inodes": str(inodes), "mode": f"{mode:o}"}
+
+
+def limits(rootfs: Rootfs) -> dict[str, str]:
+    """The options of the tmpfs that what is written to a root lies in."""
+    assert rootfs.size is not None
+    assert rootfs.nr_inodes is not None
+    return tmpfs_options(rootfs.size, rootfs.nr_inodes)
 
 
 def mkdir(path: str, why: str, mode: int = 0o755) -> Call:

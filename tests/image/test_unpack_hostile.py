@@ -143,7 +143,7 @@ def test_a_hard_link_goes_through_links_within_the_layer_only(tmp_path: Path, ou
     [
         ([layers.link(b"l", b"nothing")], "not there"),
         ([layers.folder(b"d"), layers.link(b"l", b"d")], "no file"),
-        ([layers.file(b".wh.f"), layers.link(b"l", b"f")], "not there"),
+        ([layers.file(b".wh.f"), layers.link(b"l", b"f")], "no file"),
         ([layers.file(b"d/f"), layers.link(b"d", b"d/f")], "its own target"),
         ([layers.file(b"f"), layers.file(b"f/x")], "not a folder"),
         ([layers.header(b"p", b"6"), layers.file(b"p/x")], "not a folder"),
@@ -492,7 +492,8 @@ def test_what_a_mark_or_a_list_of_names_carries_is_no_entry(
     layers.unpacked(tmp_path / "below", layers.layer(layers.file(b"shown", b"below")))
     data = layers.layer(layers.folder(b"./"), entry, layers.file(b"after", b"x"))
     done = layers.unpacked(tmp_path / "out", data, lowers=[tmp_path / "below"])
-    assert set(os.listdir(tmp_path / "out")) - {"shown"} == {"after", *found}
+    seen = {path.name for path in (tmp_path / "out").iterdir() if not path.is_char_device()}
+    assert seen == {"after", *found}
     assert (tmp_path / "out/after").read_bytes() == b"x"
     assert done.diff_id == layers.digest(data)
 

@@ -14,9 +14,12 @@ import pytest
 import trio
 from kernel.test_images import WHEN, rootfs
 
-from sandboxlib import AsyncImage, AsyncSandbox, Image, ImageError, Sandbox
+from sandboxlib import AsyncImage, AsyncSandbox, Image, ImageError, Rootfs, Sandbox, UnsupportedError
+from sandboxlib.image.model import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, digest_of
+from sandboxlib.image.platform import own
 
-from registries import serve
+import registries
+from registries import Fault, Proxy, serve
 
 pytestmark = [
     pytest.mark.userns,
@@ -161,3 +164,36 @@ def test_the_command_line_pulls_and_pushes(base: Image, registry: str, state: Pa
     assert done.stdout.decode().strip() == base.digest
     assert b"downloading" in done.stderr
     assert shell("run", "--image", f"{registry}/team/app:1").stdout == b"from an image\n"
+
+
+@pytest.mark.kernel("6.7")
+def test_more_layers_than_an_overlay_takes_are_refused_before_one_is_fetched(state: Path) -> None:
+    layer = {"mediaType": OCI_LAYER_GZIP, "digest": "", "size": 10}
+    layers = [{**layer, "digest": f"sha256:{number:064x}"} for number in range(501)]
+    diff_ids = [each["digest"] for each in layers]
+    tree = {"type": "layers", "diff_ids": diff_ids}
+    raw = json.dumps({"architecture": own().architecture, "os": "linux", "rootfs": tree}).encode()
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": digest_of(raw), "size": len(raw)},
+        "layers": layers,
+    }
+    with Proxy(registries.free_port()) as proxy:
+        proxy.faults = [
+            Fault("GET", "/manifests/", status=200, body=json.dumps(manifest).encode()),
+            Fault("GET", digest_of(raw), status=200, body=raw),
+            Fault("GET", "/blobs/", status=404),
+            Fault("GET", "/v2/", status=200),
+        ]
+        with pytest.raises(UnsupportedError, match="an overlay of 501 layers"):
+            Sandbox(image=f"{proxy.name}/team/deep:1").open()
+        # Its configuration, and nothing besides.
+        assert [seen.path for seen in proxy.asked("GET", "/blobs/")] == [
+            f"/v2/team/deep/blobs/{digest_of(raw)}"
+        ]
+        # With a copy there is no such limit, so that they are asked for.
+        rootfs = Rootfs.image(f"{proxy.name}/team/deep:1", storage=str(state.parent), driver="copy")
+        with pytest.raises(ImageError, match="404"):
+            Sandbox(rootfs=rootfs).open()
+    assert Image.list() == []
