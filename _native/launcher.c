@@ -448,7 +448,7 @@ static long run(char *at, char *end, char *mapping, uint64_t mapped, int serving
 			rv = -EPIPE;
 		if (rv >= 0 && r->flags & SBX_ABSOLUTE && *((char *)r + r->args[0]) != '/')
 			rv = -EXDEV;
-		if (rv < 0 && -rv != r->ignore[0] && -rv != r->ignore[1]) {
+		if (rv < 0 && r->ignore[0] != SBX_ANY && -rv != r->ignore[0] && -rv != r->ignore[1]) {
 			report(r->op == SBX_EXEC ? SBX_NOT_FOUND : SBX_FAILED, r->index, -rv, value);
 			if (serving)
 				return rv;

@@ -49,6 +49,8 @@ enum sbx_report_kind {
 	SBX_DATA = 6,		/* bytes that a record brought stand behind the report; value: its result */
 };
 
+#define SBX_ANY		0xffff	/* as the first of a record's `ignore`: it may fail for whatever reason */
+
 #define SBX_INTERPRETER	0x10000	/* the file is there, what it names after #! or as its ELF interpreter is not */
 
 #define SBX_LIFETIME_OVER	3	/* pid 1's exit status when its time was up */

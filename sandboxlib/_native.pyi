@@ -51,6 +51,7 @@ class _Lib:
     SBX_FAILED: Final[int]
     SBX_NOT_FOUND: Final[int]
     SBX_DATA: Final[int]
+    SBX_ANY: Final[int]
     SBX_INTERPRETER: Final[int]
     SBX_ROOM: Final[int]
     SBX_STAT: Final[int]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sandboxlib.engine import policy
 from sandboxlib.engine.current import limited
 from sandboxlib.engine.encode import encode_command
+from sandboxlib.engine.given import users_of
 from sandboxlib.engine.once import Once
 from sandboxlib.engine.patience import LONGEST, answer, left
 from sandboxlib.engine.refusal import refusal
@@ -111,8 +112,7 @@ class Process:
         try:
             try:
                 engine.begin(once)
-                tty, foreign = (False, io.foreign) if isinstance(io, Stdio) else (True, False)
-                request = requested(engine, self.args, env, cwd, limits, tty=tty, foreign=foreign)
+                request = requested(engine, self.args, env, cwd, limits, streams)
                 if streams is None:
                     from sandboxlib.engine.terminal import on_terminal
 
@@ -201,7 +201,8 @@ class Process:
             raise KernelError(errno.E2BIG, f"execve({os.fsdecode(request.argv[0])!r})", "the command")
         launch = self._launch
         self._began = engine.waiter.now()
-        launch.begin(code, engine.pidfd, stdio=io.theirs)
+        with users_of(engine, request) as users:
+            launch.begin(code, engine.pidfd, *users, stdio=io.theirs)
         failed = await self._started(deadline)
         # It waits for nobody, so it has ended, or is about to.
         await left(engine.waiter, launch)
@@ -327,21 +328,13 @@ class Process:
     def _finish(self, found: launcher.Ended) -> None:
         engine = self.engine
         if self.usage is None:
-            self.usage = self._count(engine.waiter.now() - self._began, found)
+            self.usage = policy.used(self.leaf, found, engine.waiter.now() - self._began)
         if self.leaf is not None:
             self.leaf.release()
         self.outcome = self._judge(found.status)
         self.returncode = found.status
         # Last: a thread that closes the sandbox removes the leaf once nobody is in the list.
         engine.leave(self)
-
-    def _count(self, wall: float, found: launcher.Ended) -> Usage:
-        # The kernel's unit is the classic block of 512: getrusage(2).
-        blocks = {"io_read": found.read * 512, "io_written": found.written * 512}
-        if self.leaf is None:
-            return Usage(wall, found.user, found.system, **blocks)
-        usage = self.leaf.usage(wall)
-        return usage if usage.io_read is not None else usage._replace(**blocks)
 
     def _judge(self, status: int) -> Outcome:
         if self._reason is not None and self._reason is not Outcome.KILLED:

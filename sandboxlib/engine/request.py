@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib import quantity
 from sandboxlib.engine import policy
+from sandboxlib.engine.given import Handed, given, handed, let_in
 from sandboxlib.errors import SpecError
 from sandboxlib.kernel.descriptor import Fd, openat, pipe
 from sandboxlib.plan.command import Request, environment
@@ -38,6 +39,7 @@ class Stdio(NamedTuple):
         held: To be closed when it has started.
         foreign: One of them is a file of the caller's.
         terminal: The other end of its terminal, if it has one.
+        files: Which of them are files of the caller's that can be opened by name.
     """
 
     theirs: tuple[int, int, int]
@@ -45,6 +47,7 @@ class Stdio(NamedTuple):
     held: tuple[Fd, ...]
     foreign: bool
     terminal: Fd
+    files: tuple[Handed, ...] = ()
 
     def close(self) -> None:
         """Close all of them. Idempotent."""
@@ -70,33 +73,43 @@ def stdio(stdin: object, stdout: object, stderr: object) -> Stdio:
         SpecError: It is none of these.
     """
     theirs, ours, held = [-1, -1, -1], [Fd(), Fd(), Fd()], list[Fd]()
-    foreign = False
+    foreign, files = False, list[Handed]()
     try:
         for i, (name, value) in enumerate((("stdin", stdin), ("stdout", stdout), ("stderr", stderr))):
             if isinstance(value, int) and value == PIPE:
                 read, write = pipe()
                 theirs[i], ours[i] = (read.fileno(), write) if i == 0 else (write.fileno(), read)
                 held.append(read if i == 0 else write)
+                # To be opened again by name, and no other way than it is open: nobody inside is its owner.
+                os.fchmod(theirs[i], 0o444 if i == 0 else 0o222)
             elif isinstance(value, int) and value == DEVNULL:
                 held.append(openat("/dev/null", os.O_RDONLY if i == 0 else os.O_WRONLY))
                 theirs[i] = held[-1].fileno()
             elif isinstance(value, int) and value == STDOUT and i == 2:
                 theirs[i] = theirs[1]
+                files += [file._replace(number=2) for file in files if file.number == 1]
             else:
                 theirs[i] = i if value is None else _fileno(name, value)
                 try:
-                    foreign |= stat.S_IFMT(os.fstat(theirs[i]).st_mode) in (
-                        stat.S_IFREG,
-                        stat.S_IFDIR,
-                        stat.S_IFBLK,
-                    )
+                    found = os.fstat(theirs[i])
                 except OSError:
                     raise SpecError(name, value, "an open descriptor") from None
+                foreign |= stat.S_IFMT(found.st_mode) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFBLK)
+                let_in(theirs[i], found)
+                if (file := handed(i, theirs[i], found)) is not None:
+                    files.append(file)
     except BaseException:
         for fd in (*held, *ours):
             fd.close()
         raise
-    return Stdio((theirs[0], theirs[1], theirs[2]), (ours[0], ours[1], ours[2]), tuple(held), foreign, Fd())
+    return Stdio(
+        (theirs[0], theirs[1], theirs[2]),
+        (ours[0], ours[1], ours[2]),
+        tuple(held),
+        foreign,
+        Fd(),
+        tuple(files),
+    )
 
 
 def _fileno(name: str, value: object) -> int:
@@ -160,12 +173,10 @@ def requested(
     env: object,
     cwd: object,
     limits: Limits | None,
-    *,
-    tty: bool,
-    foreign: bool,
+    io: Stdio | None,
 ) -> Request:
     """
-    The command *args* as plans take it, on a terminal of its own with *tty*; *foreign* as in `Stdio`.
+    The command *args* as plans take it; without *io* on a terminal of its own.
 
     Raises:
         SpecError: Something of it makes no sense.
@@ -173,8 +184,12 @@ def requested(
     spec = engine.spec
     where = quantity.absolute("cwd", cwd) if cwd is not None else spec.cwd or default_cwd(spec)
     argv, extra = arguments(args), variables(env)
-    if tty and "TERM" not in dict(spec.env):
+    if io is None and "TERM" not in dict(spec.env):
         extra = {"TERM": "xterm", **extra}
     environ = environment(spec, engine.host, extra)
     rlimits = policy.rlimits(limits)
-    return Request(candidates(argv[0], environ), argv, environ, where, tty, foreign, rlimits)
+    paths = candidates(argv[0], environ)
+    if io is None:
+        return Request(paths, argv, environ, where, tty=True, rlimits=rlimits)
+    mine = given(io.files, spec, engine.host)
+    return Request(paths, argv, environ, where, foreign=io.foreign, rlimits=rlimits, given=mine)

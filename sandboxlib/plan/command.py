@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sandboxlib.host import Host
-from sandboxlib.plan import labels
+from sandboxlib.plan import labels, streams
 from sandboxlib.plan.confine import confine
 from sandboxlib.plan.flags import (
     AT_FDCWD,
@@ -35,6 +35,7 @@ from sandboxlib.plan.rlimits import rlimits, within
 from sandboxlib.plan.root import user_of
 from sandboxlib.plan.start import hosts, namespaces
 from sandboxlib.plan.steps import Call, Clone, Exec, Report, Serve, Step
+from sandboxlib.plan.streams import Given
 from sandboxlib.spec import SandboxSpec
 
 INIT, TERMINAL, CWD = Named(5, "<pid 1>"), Named(0, "<terminal>"), Named(8, "<cwd>")
@@ -61,6 +62,7 @@ class Request(NamedTuple):
         tty: Descriptor 0 is a terminal, to be its controlling terminal.
         foreign: One of its standard descriptors is a file of the caller's.
         rlimits: Further resource limits, (soft, hard) by name.
+        given: Which of them, as far as they are files that can be opened again by name.
     """
 
     paths: tuple[bytes, ...]
@@ -70,6 +72,7 @@ class Request(NamedTuple):
     tty: bool = False
     foreign: bool = False
     rlimits: tuple[tuple[str, tuple[int, int]], ...] = ()
+    given: tuple[Given, ...] = ()
 
 
 def enter(spec: SandboxSpec, host: Host, *, cgroup: bool = True) -> tuple[Step, ...]:
@@ -120,6 +123,7 @@ class Kind(NamedTuple):
     tty: bool
     foreign: bool
     rlimits: tuple[tuple[str, tuple[int, int]], ...]
+    given: tuple[Given, ...]
     files: int
     into: bool
 
@@ -129,7 +133,7 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
     """Plan what does not depend on the command itself."""
     how = _HOW.pack(O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     text = f'"{kind.cwd}", {O_PATH | O_DIRECTORY}, {RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS}'
-    steps = [Call("setsid", (), "a session of its own: no terminal of the caller's")]
+    steps: list[Step] = [Call("setsid", (), "a session of its own: no terminal of the caller's")]
     if kind.tty:
         steps.append(Call("ioctl", (TERMINAL, TIOCSCTTY, 0), "its terminal controls its session"))
     # The launcher does not wait for it, see launcher.c: what is inside may stop it at any moment.
@@ -146,6 +150,7 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
             steps.append(
                 Call("setns", (GROUPS + 1, CLONE_NEWCGROUP), "its group is the top of all that it sees")
             )
+    steps += streams.attached(kind.given)
     steps += [
         Call(
             "openat2",
@@ -157,10 +162,11 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
         Call("fchdir", (CWD,), "enter the working directory"),
         Call("getcwd", (bytes(4096), 4096), "it lies below the root", absolute=True),
     ]
-    child = (*steps, *confine(spec, host, kind.foreign))
+    child = (*steps, *confine(spec, host, kind.foreign, kind.given))
     before = (
         *(labels.outside(spec.security, host) if spec.security else ()),
         *raised(spec, host, kind),
+        *streams.copies(kind.given),
         # Before it can be seen from inside, and before it gives up the rights that protect it as
         # well: the memory is the launcher's too. execve sets it back.
         Call("prctl", (PR_SET_DUMPABLE, 0, 0, 0, 0), "until execve nobody inside may look into it"),
@@ -224,7 +230,7 @@ def kind_of(request: Request, group: Group) -> Kind:
     """The kind of a command."""
     into = group.folder is not None
     files = 2 if into else len(group.files)
-    return Kind(request.cwd, request.tty, request.foreign, request.rlimits, files, into)
+    return Kind(request.cwd, request.tty, request.foreign, request.rlimits, request.given, files, into)
 
 
 def serve(spec: SandboxSpec, host: Host, *, files: bool = False) -> tuple[Step, ...]:

@@ -6,6 +6,7 @@ The rows of `sandboxlib.plan.protections` that a command carries itself are appl
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
@@ -33,6 +34,7 @@ from sandboxlib.plan.flags import (
 from sandboxlib.plan.protections import active
 from sandboxlib.plan.root import user_of
 from sandboxlib.plan.steps import Call, Pointer, Step
+from sandboxlib.plan.streams import NAMES, Given
 from sandboxlib.security import CAPABILITIES, Security
 from sandboxlib.spec import SandboxSpec
 
@@ -43,7 +45,7 @@ _VERSION_3 = 0x20080522
 
 
 @lru_cache(64)
-def confine(spec: SandboxSpec, host: Host, foreign: bool) -> tuple[Step, ...]:
+def confine(spec: SandboxSpec, host: Host, foreign: bool, given: tuple[Given, ...] = ()) -> tuple[Step, ...]:
     """
     Give up all rights, in the one order that works.
 
@@ -92,7 +94,7 @@ def confine(spec: SandboxSpec, host: Host, foreign: bool) -> tuple[Step, ...]:
         where = steps if "no-new-privileges" in on else rights
         where.append(Call("keyctl", (KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0), "an empty session keyring"))
     steps.extend(_capset(keep, ambient=bool(uid)))
-    cage = [*labels.inside(security, host), *_landlock(security, host, on, foreign)]
+    cage = [*labels.inside(security, host), *_landlock(security, host, on, foreign, given)]
     cage.append(
         Call(
             "close_range",
@@ -151,11 +153,13 @@ class _Access(NamedTuple):
 _ACCESS = _Access()
 
 
-def _landlock(security: Security, host: Host, on: frozenset[str], foreign: bool) -> Iterator[Step]:
+def _landlock(
+    security: Security, host: Host, on: frozenset[str], foreign: bool, given: tuple[Given, ...]
+) -> Iterator[Step]:
     """
-    Where a file of the caller's is a standard descriptor, no file
-    outside of the sandbox's tree can be opened (again, for more) through /proc/self/fd. And
-    what `Security.landlock` asks for.
+    Where a file of the caller's is a standard descriptor, no file outside of the sandbox's tree can be
+    opened through /proc/self/fd, and this one for no more than it is open for. And what `Security.landlock`
+    asks for.
     """
     write = _ACCESS.write | (_ACCESS.truncate if host.landlock >= 3 else 0)
     # Moving and linking between folders is refused by Landlock altogether unless it is handled.
@@ -196,6 +200,14 @@ def _landlock(security: Security, host: Host, on: frozenset[str], foreign: bool)
         yield Call(
             "landlock_add_rule", args, "what may be done below it", text=f"{RULESET}, {path}, {access:#x}"
         )
+    for one in given:
+        access = sum(letters[letter] for letter in one.access) & _ACCESS.file & handled
+        beneath = struct.pack("=Qi", access, one.number)
+        args = (RULESET, LANDLOCK_RULE_PATH_BENEATH, beneath, 0)
+        text = f"{RULESET}, <{NAMES[one.number]}>, {access:#x}"
+        # What has no place in any tree, such as a memfd, Landlock does not watch.
+        why = "it may be opened again for what it is open for"
+        yield Call("landlock_add_rule", args, why, text=text, ignore=(errno.EBADFD,))
     yield Call("landlock_restrict_self", (RULESET, 0), "in force from here on")
 
 

@@ -16,15 +16,13 @@ from sandboxlib.host import UNLIMITED, Host
 from sandboxlib.plan import ceilings
 from sandboxlib.plan.protections import active
 from sandboxlib.plan.steps import Call, Join, OpenChild, Step
+from sandboxlib.plan.streams import LAST as LAST_OF_COMMAND
 from sandboxlib.plan.tree import JOINS
 from sandboxlib.spec import SandboxSpec
 
 #: (soft, hard)
 Pair = tuple[int, int]
 Limits = tuple[tuple[str, Pair], ...]
-
-#: A command's cgroups stand up to here, see `sandboxlib.plan.command.GROUPS`.
-LAST_OF_COMMAND = 52
 
 #: Where core_pattern is a pipe the kernel starts the host's crash handler whatever the limit, but
 #: for the one byte that marks a handler's own crash; for a file one byte is too little as well.

@@ -51,6 +51,8 @@ class Template(str):
 
 
 Argument = int | str | bytes | Variable
+#: It may fail: what follows does without.
+ANY = (0xFFFF,)
 
 
 def _show(value: Argument) -> str:
@@ -70,7 +72,7 @@ class Call(NamedTuple):
         args: Numbers, strings (NUL is added) and buffers, at most six.
         why: What it is for.
         out: The number that a returned descriptor shall have, or -1.
-        ignore: Up to two errnos that are no failure here.
+        ignore: Up to two errnos that are no failure here; or `ANY`.
         positive: A result of 0 is a failure.
         absolute: The first buffer must hold an absolute path afterwards.
         each: Bits; the call is made for each that is set, with its number as second argument.

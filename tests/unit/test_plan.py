@@ -18,6 +18,7 @@ from sandboxlib.plan.command import Request, command, serve
 from sandboxlib.plan.protections import PROTECTIONS
 from sandboxlib.plan.start import start
 from sandboxlib.plan.steps import Clone, Plan, Step, flatten
+from sandboxlib.plan.streams import Given
 from sandboxlib.rootfs import Rootfs
 from sandboxlib.security import Security
 from sandboxlib.spec import SandboxSpec
@@ -414,6 +415,42 @@ def test_a_user_inside_keeps_what_was_asked_for_and_no_more(host: Host) -> None:
 def test_a_file_of_the_callers_is_closed_off_by_landlock() -> None:
     assert some(commanded(hosts.ROOT_V1, REQUEST._replace(foreign=True)), "^landlock_add_rule")
     assert not some(commanded(hosts.ROOT_V1), "^landlock_add_rule")
+
+
+def test_a_file_of_the_callers_may_be_opened_again_for_what_it_is_open_for() -> None:
+    given = (Given(0, "r"), Given(1, "w"), Given(2, "rw"))
+    texts = commanded(hosts.ROOT_V1, REQUEST._replace(foreign=True, given=given))
+    rules = [text for text in texts if text.startswith("landlock_add_rule") and "<std" in text]
+    # include/uapi/linux/landlock.h: reading a file, writing one, truncating one.
+    assert [text.rpartition(", ")[2] for text in rules] == ["0x4)", "0x4002)", "0x4006)"]
+    old = attrs.evolve(hosts.ROOT_V1, landlock=1)
+    texts = commanded(old, REQUEST._replace(foreign=True, given=given))
+    assert [text.rpartition(", ")[2] for text in texts if "<stdout>" in text] == ["0x2)"]
+    # Without a file of the caller's, and without the protection, nothing is watched.
+    request, without = REQUEST._replace(foreign=True, given=given), Security(without=["private-stdio"])
+    assert not some(commanded(hosts.ROOT_V1, request, security=without), "landlock")
+
+
+def test_a_file_that_its_mode_closes_to_a_command_is_mounted_where_it_is_opened_by_name() -> None:
+    given = (Given(0, "r", shown=True), Given(1, "w", shown=True))
+    texts = commanded(hosts.ROOT_V1, REQUEST._replace(foreign=True, given=given))
+    in_order(
+        texts,
+        r"^open_tree\(0,",
+        r"^mount_setattr\(<stdin'>.*MOUNT_ATTR_RDONLY",
+        r"^mount_setattr\(<stdin'>.*MOUNT_ATTR_IDMAP",
+        r"^open_tree\(1,",
+        r"^mount_setattr\(<stdout'>.*MOUNT_ATTR_NOSUID",
+        r"^setns\(<pid 1>",
+        r"^unshare\(CLONE_NEWNS\)",
+        r'^openat.*"/dev/stdin".*O_NOFOLLOW',
+        r"^move_mount\(<stdin'>",
+        r"^move_mount\(<stdout'>",
+        r"^fchdir",
+        r"^landlock_restrict_self",
+    )
+    assert not some(texts, r"<stdout'>.*RDONLY")
+    assert not some(commanded(hosts.ROOT_V1, REQUEST._replace(foreign=True)), "unshare|open_tree")
 
 
 def test_a_terminal_is_taken_only_where_one_was_asked_for() -> None:
