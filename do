@@ -136,6 +136,8 @@ def main() -> None:
         print(USAGE)
         return
     os.chdir(HERE)
+    # Plain users, and root of a sandbox, read what is installed here: some tests run as such.
+    os.umask(0o022)
     nox = VENV / "bin/nox"
     # The second: the Python that it was made with may have gone.
     ready = nox.exists() and (VENV / "bin/python").exists()

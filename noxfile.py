@@ -48,9 +48,12 @@ class Place(NamedTuple):
     marks: str = ""
 
 
+# As on a machine on which Docker or podman has run: new network namespaces take it over.
+ROUTER = ["--append", "sysctl.net.ipv4.ip_forward=1"]
+
 # The first three run all tests: in three ways to be allowed. The others run what only they can show.
 LAB_PLACES = {
-    "root": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},root,apparmor", ["--as", "root"]),
+    "root": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},root,apparmor", ["--as", "root", *ROUTER]),
     "user": Place(f"{LAB_MUST_RUN},{LAB_CGROUPS},unprivileged", ["--as", "user"]),
     "session": Place(f"{LAB_MUST_RUN},unprivileged", ["--as", "session", "--no-subids"]),
     "systemd": Place(
@@ -70,7 +73,7 @@ LAB_PLACES = {
     ),
     "qemu": Place(
         f"{LAB_MUST_RUN},{LAB_CGROUPS},root,cgroup2:cpuset,psi,landlock,namespace,bridge",
-        ["--as", "root"],
+        ["--as", "root", *ROUTER],
         kernel="6.12",
         marks="qemu",
     ),
@@ -153,7 +156,7 @@ def test(session: nox.Session) -> None:
         records = os.pathsep.join(str(path) for path in sorted(Path(folder).glob("*.passed")))
 
         def on_this_machine(arguments: Sequence[str], settings: Mapping[str, str]) -> None:
-            env = {"SANDBOXLIB_PASSED_ELSEWHERE": records, **settings}
+            env = {"SANDBOXLIB_PASSED_ELSEWHERE": records, "PYTHONUTF8": "1", **settings}
             session.run("python", "-m", "pytest", *arguments, env=env)
 
         if not twice(session, on_this_machine, session.posargs, Path(folder) / "here"):
@@ -253,6 +256,7 @@ def in_the_lab(session: nox.Session, name: str, records: Path) -> Run:
     fixed = {
         "SANDBOXLIB_LAB": name,
         "SANDBOXLIB_MUST_RUN": place.must_run,
+        "PYTHONUTF8": "1",
         # The checkout is read-only there.
         "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
     }

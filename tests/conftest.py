@@ -1,5 +1,5 @@
 """
-What all tests share: needs, the check for leaks, a plain user.
+What all tests share: needs, namespaces, the check for leaks, a plain user.
 
 A test says by marks what it needs (needs.py); an unmet need skips it with the
 reason, or fails it when it is mandatory. Tests in tests/kernel, and others marked
@@ -9,7 +9,10 @@ reason, or fails it when it is mandatory. Tests in tests/kernel, and others mark
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -17,6 +20,7 @@ from subprocess import CompletedProcess
 import pytest
 
 import leaks
+import namespaces
 import needs
 import users
 
@@ -37,14 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", usage)
     config.addinivalue_line("markers", "leaks: check that nothing is left behind, as in tests/kernel")
     config.addinivalue_line("markers", "qemu: shows what User-mode Linux cannot; the lab runs it in QEMU too")
-    # A shell that starts the tests in the background, or nohup, makes them deaf, and all that they start.
-    for number, handler in (
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGHUP, signal.SIG_DFL),
-        (signal.SIGTERM, signal.SIG_DFL),
-    ):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, handler)
+    _settle()
     if strange := needs.unknown(MUST_RUN):
         raise pytest.UsageError(f"SANDBOXLIB_MUST_RUN names no need: {', '.join(sorted(strange))}")
     records = os.environ.get("SANDBOXLIB_PASSED_ELSEWHERE", "")
@@ -52,11 +49,40 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ELSEWHERE] = frozenset(line for record in lines for line in record)
     config.stash[PASSED] = set[str]()
     config.stash[FAILED] = set[str]()
+    # Before anybody looks at what is there.
+    namespaces.leave()
+    leaks.follow()
     if os.environ.get("SANDBOXLIB_LAB") == "scope":
         # Where systemd has to be asked for a cgroup: once for all, before anybody looks where we are.
         from sandboxlib import CGroup
 
         CGroup().open().close()
+
+
+#: What may be set for who runs the tests, and would lead them, or the programs that they start, elsewhere.
+_STRAY = re.compile(
+    r"(?i:\w+_proxy)|REGISTRY_AUTH_FILE|DOCKER_CONFIG|CONTAINERS_\w+|SANDBOXLIB_(STATE_DIR|INSECURE_REGISTRIES)"
+    r"|XDG_(DATA|CONFIG|CACHE)_HOME|COLUMNS|LINES|LANGUAGE|LC_\w+"
+)
+
+
+def _settle() -> None:
+    """Begin as on any other machine, whatever who runs the tests has inherited."""
+    # A shell that starts the tests in the background, or nohup, makes them deaf, and all that they start.
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # those Python itself ignores
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Others read what tests make: plain users, and root of a sandbox.
+    os.umask(0o022)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096) if most >= 0 else 4096, most))
+    for name in filter(_STRAY.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ["LANG"] = "C.UTF-8"
+    if sys.getfilesystemencoding() != "utf-8":
+        raise pytest.UsageError("the tests need UTF-8: set PYTHONUTF8=1, or a locale that has it")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,6 +20,7 @@ import functools
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def has_capability(number: int) -> bool:
     return match is not None and bool(int(match[1], 16) >> number & 1)
 
 
-CAP_SYS_ADMIN, CAP_MAC_ADMIN = 21, 33
+CAP_SYS_ADMIN, CAP_SYS_RESOURCE, CAP_MAC_ADMIN = 21, 24, 33
 
 
 @need("root")
@@ -317,6 +318,18 @@ def landlock(abi: str) -> str | None:
 def switch(name: str) -> str | None:
     """The kernel has this setting of sysctl(8)."""
     return None if Path("/proc/sys", *name.split(".")).exists() else f"this kernel has no {name}"
+
+
+@need('rlimit("nofile=4096", ...)')
+def rlimit(text: str) -> str | None:
+    """The hard limit is as high, or ``unlimited``, or who runs the tests may raise it."""
+    name, _, wanted = text.partition("=")
+    number = getattr(resource, f"RLIMIT_{name.upper()}")
+    enough = resource.RLIM_INFINITY if wanted == "unlimited" else int(wanted)
+    most = resource.getrlimit(number)[1]
+    if most == resource.RLIM_INFINITY or (0 <= enough <= most) or has_capability(CAP_SYS_RESOURCE):
+        return None
+    return f"the hard limit is {most}"
 
 
 @need("psi")

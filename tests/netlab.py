@@ -27,6 +27,25 @@ CLIENT, SERVER = "192.0.2.2", "198.51.100.2"
 CLIENT6, SERVER6 = "2001:db8:1::2", "2001:db8:2::2"
 HOST, HOST6 = "192.0.2.1", "2001:db8:1::1"
 
+#: What a new namespace takes over from this machine's own, as the kernel has it before anybody changes it:
+#: Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net.
+SETTINGS = {
+    "ip_forward": "0",
+    **{
+        f"conf/{which}/{name}": value
+        for which in ("all", "default")
+        for name, value in (
+            ("rp_filter", "0"),
+            ("accept_local", "0"),
+            ("route_localnet", "0"),
+            ("accept_redirects", "1"),
+            ("send_redirects", "1"),
+            ("arp_ignore", "0"),
+            ("arp_announce", "0"),
+        )
+    },
+}
+
 #: Answers whoever asks, on TCP and UDP ports of both families, until it is killed.
 ECHO = """
 import selectors, socket, sys
@@ -136,6 +155,10 @@ def sh(*command: str, check: bool = True) -> str:
 
 def _neighbour(name: str, nets: tuple[str, str], near: str, far: str) -> None:
     sh("ip", "netns", "add", name)
+    # No name server listens there, and each one who asks is told so at once.
+    settings = {**SETTINGS, "ping_group_range": "0 65535", "icmp_ratelimit": "0"}
+    lines = [f"echo {value} > /proc/sys/net/ipv4/{setting}" for setting, value in settings.items()]
+    sh("ip", "netns", "exec", name, "sh", "-ec", "\n".join(lines))
     sh("ip", "link", "add", f"to-{name}", "type", "veth", "peer", "eth0", "netns", name)
     for net, prefix in zip(nets, ("24", "64"), strict=True):
         flags = ["nodad"] if ":" in net else []
@@ -145,9 +168,6 @@ def _neighbour(name: str, nets: tuple[str, str], near: str, far: str) -> None:
         sh("ip", *where, "link", "set", link, "up")
     for net in nets:
         sh("ip", "-n", name, "route", "add", "default", "via", f"{net}{near}")
-    # No name server listens there, and each one who asks is told so at once.
-    for setting, value in (("ping_group_range", "0 65535"), ("icmp_ratelimit", "0")):
-        sh("ip", "netns", "exec", name, "sh", "-c", f"echo {value} > /proc/sys/net/ipv4/{setting}")
 
 
 def build() -> None:
@@ -160,12 +180,13 @@ def build() -> None:
     os.mknod("/run/tun", 0o20666, os.makedev(10, 200))
     os.chmod("/run/tun", 0o666)
     sh("mount", "--bind", "/run/tun", "/dev/net/tun")
+    for setting, value in {**SETTINGS, "ping_group_range": "0 65535"}.items():
+        Path("/proc/sys/net/ipv4", setting).write_text(value)
     sh("ip", "link", "set", "lo", "up")
     _neighbour("client", ("192.0.2.", "2001:db8:1::"), "1", "2")
     _neighbour("server", ("198.51.100.", "2001:db8:2::"), "1", "2")
     for net in ("198.51.100.", "2001:db8:2::"):
         sh("ip", "route", "add", "default", "via", f"{net}2")
-    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 65535")
 
 
 _STARTED: list[subprocess.Popen[str]] = []

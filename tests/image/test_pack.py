@@ -394,14 +394,14 @@ def test_changes_whose_content_is_elsewhere_are_refused(tmp_path: Path, mark: st
 AS_USER = """
 import hashlib, os, io, sys
 from sandboxlib.image.owner import Owner
-from sandboxlib.image.owner import Owner
 from sandboxlib.image.pack import pack_tree, pack_changes
 from sandboxlib.image.unpack import unpack, remove_tree
 from sandboxlib.kernel.probe import probe
 owner = Owner.of(probe())
 os.mkdir("out")
+os.makedirs("below/gone")
 fd = os.open("out", os.O_RDONLY)
-unpack(io.BytesIO(bytes.fromhex(sys.argv[1])), fd, owner)
+unpack(io.BytesIO(bytes.fromhex(sys.argv[1])), fd, owner, lowers=[os.open("below", os.O_RDONLY)])
 for pack in (pack_tree, pack_changes):
     out = io.BytesIO()
     done = pack(fd, out.write, owner)

@@ -626,6 +626,7 @@ async def test_dozens_at_once_from_one_program() -> None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.rlimit("nofile=4096")
 async def test_five_hundred_at_once_cost_no_memory_that_stays() -> None:
     await _at_once(500)
     before = _resident()

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -451,8 +452,8 @@ def test_in_a_terminal_emulator(tmp_path: Any) -> None:
             assert time.monotonic() < deadline, shown
             select.select([], [], [], 0.02)
 
-    path = os.pathsep.join(sys.path)
-    tmux("new-session", "-d", "-x", "90", "-y", "25", f"PYTHONPATH={path} {sys.executable} {script}; cat")
+    command = shlex.join(["env", f"PYTHONPATH={os.pathsep.join(sys.path)}", sys.executable, str(script)])
+    tmux("new-session", "-d", "-x", "90", "-y", "25", f"{command}; cat")
     try:
         screen(r"^inside>")
         tmux("send-keys", "stty size; tty", "Enter")

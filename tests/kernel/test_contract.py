@@ -168,7 +168,11 @@ def run_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 @pytest.mark.userns
 @pytest.mark.cgroup("memory", "cpu", "pids")
-@pytest.mark.parametrize("block", [SHORT, LONG, PARTS, GROUP], ids=["short", "long", "parts", "group"])
+@pytest.mark.parametrize(
+    "block",
+    [SHORT, LONG, pytest.param(PARTS, marks=pytest.mark.rlimit("nofile=1024")), GROUP],
+    ids=["short", "long", "parts", "group"],
+)
 def test_with_limits(block: str, run_block: Callable[[str], None]) -> None:
     run_block(block)
 

@@ -382,6 +382,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.root
+@pytest.mark.rlimit("nofile=4096")
 def test_a_program_at_its_limit_of_descriptors_gets_an_error_and_leaves_nothing() -> None:
     script = """
 import resource

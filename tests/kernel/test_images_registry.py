@@ -107,6 +107,7 @@ def test_what_skopeo_pushes_runs(base: Image, registry: str, tmp_path: Path, for
 @pytest.mark.root
 @pytest.mark.tool("podman", "runc")
 @pytest.mark.cgroup1("memory")
+@pytest.mark.rlimit("nofile=1024", "nproc=1000")
 def test_podman_runs_what_is_made_here_and_the_other_way_round(
     base: Image, registry: str, tmp_path: Path
 ) -> None:

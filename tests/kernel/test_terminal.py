@@ -417,6 +417,7 @@ with Sandbox() as sb:
     }
 
 
+@pytest.mark.rlimit("nofile=4096")
 def test_one_sandbox_cannot_use_up_the_terminals_of_all() -> None:
     source = """
 import errno, os

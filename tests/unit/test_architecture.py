@@ -196,7 +196,7 @@ def all_imports() -> list[Import]:
     return [
         found
         for path in sources()
-        for found in imports(path.read_text(), path.relative_to(PACKAGE).as_posix())
+        for found in imports(path.read_text(encoding="utf-8"), path.relative_to(PACKAGE).as_posix())
     ]  # fmt: skip
 
 
@@ -264,7 +264,7 @@ def test_the_rule_for_single_places(file: str, source: str, verdict: bool) -> No
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_a_module_is_short_enough_to_read(path: Path) -> None:
     # All errors are one list, which is looked up in and not read from the first line to the last.
-    assert len(path.read_text().splitlines()) <= (500 if path.name == "errors.py" else 400)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= (500 if path.name == "errors.py" else 400)
 
 
 @pytest.mark.parametrize("statement", ["import sandboxlib", "from sandboxlib import Sandbox"])

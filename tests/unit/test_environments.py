@@ -40,6 +40,6 @@ def test_a_cell_says_how_many_passed_of_all_that_did(environments: ModuleType) -
 
 
 def test_the_page_has_a_row_for_each_file_of_tests(environments: ModuleType) -> None:
-    page = (CHECKOUT / "docs/environments.md").read_text()
+    page = (CHECKOUT / "docs/environments.md").read_text(encoding="utf-8")
     assert page.startswith(environments.HEAD)
     assert [title for title in environments.titles().values() if f"\n| {title} |" not in page] == []
