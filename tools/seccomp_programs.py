@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sandboxlib.seccomp import compile, default  # noqa: A004 - as in re.compile
 from sandboxlib.seccomp.abi import FOREIGN
-from sandboxlib.seccomp.allowed import CHECKED
+from sandboxlib.seccomp.allowed import CHECKED, REFUSED
 from sandboxlib.seccomp.denied import DENIED
 
 HEAD = '''"""The default profile as programs, by machine; written by tools/seccomp_programs.py."""
@@ -26,7 +26,9 @@ HEAD = '''"""The default profile as programs, by machine; written by tools/secco
 
 def main() -> None:
     """Write the module."""
-    opening = {"CAP_SYS_ADMIN"}.union(*(row.needs for row in CHECKED), *(row.opened_by for row in DENIED))
+    opening = {"CAP_SYS_ADMIN"}.union(
+        *(row.needs for row in CHECKED), *(row.opened_by for row in (*REFUSED, *DENIED))
+    )
     text = (
         HEAD
         + "#: Capabilities that open anything; with others the program is the same.\nOPENING = frozenset({\n"

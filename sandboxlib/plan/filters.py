@@ -25,7 +25,11 @@ def compiled(security: Security, host: Host) -> bytes:
     capabilities = frozenset(security.capabilities)
     if chosen == "default":
         return seccomp.default_program(
-            arch=host.machine, capabilities=capabilities, architectures=security.abi
+            arch=host.machine,
+            capabilities=capabilities,
+            architectures=security.abi,
+            # Who asks for another size of core files may set it inside, too.
+            core_dumps="no-core-dumps" in security.without or "core" in dict(security.rlimits),
         )
     if isinstance(chosen, seccomp.Profile):
         profile = chosen

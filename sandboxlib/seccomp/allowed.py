@@ -9,6 +9,7 @@ seen it (CVE-2019-10063).
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 from sandboxlib.seccomp.profile import MASK32, Arg, Op
@@ -33,6 +34,14 @@ CLONE_NEW = 0x7E020000
 
 #: What personality(2) takes to tell the present one.
 PERSONALITY_QUERY = MASK32
+
+#: CLONE_PARENT: what it makes is the child of who started the command.
+CLONE_PARENT = 0x8000
+
+# linux/fcntl.h: F_SETDELEG came with Linux 6.19. linux/prctl.h. asm-generic/resource.h.
+F_SETLEASE, F_SETDELEG = 1024, 1040
+PR_SET_MM = 35
+RLIMIT_CORE = 4
 
 # asm/ioctls.h
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
@@ -61,11 +70,21 @@ class Checked(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """What is taken away again from an allowed call: it gets EPERM when all conditions of one tuple hold."""
+    """
+    What is taken away again from an allowed call, when all conditions of one tuple hold.
+
+    Attributes:
+        opened_by: Capabilities; any one of them in the bounding set leaves the calls as they are.
+        errno: What the program sees; 0 is a call that succeeds and does nothing.
+        protection: The row of the protections that it is a part of, and goes with.
+    """
 
     names: str
     reason: str
     alternatives: tuple[tuple[Arg, ...], ...]
+    opened_by: tuple[str, ...] = ()
+    errno: int = errno.EPERM
+    protection: str = "seccomp"
 
 
 ALLOWED = (
@@ -234,8 +253,8 @@ CHECKED = (
     Checked(
         "clone",
         "threads and processes, no new namespace: a user namespace inside opens kernel code that expects "
-        "root (CVE-2022-0185, CVE-2022-0492)",
-        ((Arg(0, Op.MASKED_EQ, 0, CLONE_NEW),),),
+        "root (CVE-2022-0185, CVE-2022-0492); and no child of who is outside, who would have to reap it",
+        ((Arg(0, Op.MASKED_EQ, 0, CLONE_NEW | CLONE_PARENT),),),
     ),
     Checked(
         "personality",
@@ -277,11 +296,48 @@ CHECKED = (
     Checked("mknod mknodat", "both of the above", ((),), ("CAP_MKNOD", "CAP_FSETID")),
 )
 
+_CORE = (
+    "the size of core files: the one byte that it is set to keeps the host's crash handler from starting, "
+    "and zero would not (core(5))"
+)
+
 REFUSED = (
     Refused(
         "ioctl",
         "keystrokes put into a terminal (CVE-2017-5226), the console's selection, another line discipline; "
         "the kernel takes 32 bits of the request",
         tuple((Arg.int32(1, request),) for request in (TIOCSTI, TIOCLINUX, TIOCSETD)),
+    ),
+    Refused(
+        "fcntl fcntl64",
+        "a lease, or a delegation, on a file: whoever opens it, outside too, waits 45 seconds for it",
+        tuple((Arg.int32(1, command),) for command in (F_SETLEASE, F_SETDELEG)),
+        ("CAP_LEASE",),
+    ),
+    Refused(
+        "prctl",
+        "what its memory is said to be: a command line of a gigabyte, which others read",
+        ((Arg.int32(0, PR_SET_MM),),),
+        ("CAP_SYS_RESOURCE",),
+    ),
+    Refused(
+        "prlimit64",
+        f"{_CORE}; nor can a filter tell what it was",
+        ((Arg.int32(1, RLIMIT_CORE), Arg(2, Op.NE, 0), Arg(3, Op.NE, 0)),),
+        protection="no-core-dumps",
+    ),
+    Refused(
+        "prlimit64",
+        f"{_CORE}; who asks for none has none",
+        ((Arg.int32(1, RLIMIT_CORE), Arg(2, Op.NE, 0)),),
+        errno=0,
+        protection="no-core-dumps",
+    ),
+    Refused(
+        "setrlimit",
+        f"{_CORE}; who asks for none has none",
+        ((Arg.int32(0, RLIMIT_CORE),),),
+        errno=0,
+        protection="no-core-dumps",
     ),
 )

@@ -17,7 +17,9 @@ from collections.abc import Iterable, Iterator
 from sandboxlib.seccomp.profile import Action, Profile, Rule
 
 
-def default(capabilities: Iterable[str] = (), *, architectures: Iterable[str] = ()) -> Profile:
+def default(
+    capabilities: Iterable[str] = (), *, architectures: Iterable[str] = (), core_dumps: bool = False
+) -> Profile:
     """
     Return the default profile for a sandbox with these capabilities.
 
@@ -25,21 +27,22 @@ def default(capabilities: Iterable[str] = (), *, architectures: Iterable[str] = 
         capabilities: The bounding set, by names such as ``CAP_SYS_ADMIN``; each opens the calls that
             it is for.
         architectures: Foreign ABIs to let in: ``i386``, ``x32``, ``arm``.
+        core_dumps: Let programs set the size of their core files.
     """
-    return _default(frozenset(capabilities), frozenset(architectures))
+    return _default(frozenset(capabilities), frozenset(architectures), core_dumps)
 
 
 @functools.lru_cache(maxsize=16)
-def _default(capabilities: frozenset[str], architectures: frozenset[str]) -> Profile:
+def _default(capabilities: frozenset[str], architectures: frozenset[str], core_dumps: bool) -> Profile:
     return Profile(
-        rules=tuple(_rules(capabilities)),
+        rules=tuple(_rules(capabilities, core_dumps)),
         default=Action.ERRNO,
         default_errno=errno.EPERM,
         architectures=architectures,
     )
 
 
-def _rules(capabilities: frozenset[str]) -> Iterator[Rule]:
+def _rules(capabilities: frozenset[str], core_dumps: bool) -> Iterator[Rule]:
     from sandboxlib.seccomp.allowed import ALLOWED, CHECKED, REFUSED
     from sandboxlib.seccomp.denied import DENIED, Denied
 
@@ -55,8 +58,10 @@ def _rules(capabilities: frozenset[str]) -> Iterator[Rule]:
         for args in row.alternatives:
             yield Rule(names=row.names.split(), action=Action.ALLOW, args=args)
     for taken in REFUSED:
+        if capabilities.intersection(taken.opened_by) or (core_dumps and taken.protection == "no-core-dumps"):
+            continue
         for args in taken.alternatives:
-            yield Rule(names=taken.names.split(), action=Action.ERRNO, errno=errno.EPERM, args=args)
+            yield Rule(names=taken.names.split(), action=Action.ERRNO, errno=taken.errno, args=args)
     # Naming what is denied makes it known: only what is newer than all of these gets ENOSYS.
     for number in (errno.EPERM, errno.ENOSYS):
         closed = [row for row in DENIED if row not in opened and row.errno == number]

@@ -332,6 +332,8 @@ def test_a_crash_does_not_start_the_hosts_crash_handler(tmp_path: Path) -> None:
         pattern.write_text(f"|{handler}")
         with make("") as sandbox:
             assert sandbox.sh(crash).returncode == -11
+            # Nor where it asks for no core files itself.
+            assert sandbox.sh(f"ulimit -c 0; {crash}").returncode == -11
         assert not ran.exists()
         # RLIMIT_CORE 0, as others set it, does not keep it away.
         with make("security=Security(rlimits={'core': 0})") as sandbox:
