@@ -14,8 +14,8 @@ from sandboxlib.engine.bounds import ENTRIES
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
 from sandboxlib.engine.opening import start
 from sandboxlib.engine.planning import current_plan
-from sandboxlib.engine.request import DEVNULL, PIPE, STDOUT, UNSAID
 from sandboxlib.engine.sandbox import Engine
+from sandboxlib.engine.stdio import DEVNULL, PIPE, STDOUT, UNSAID
 from sandboxlib.engine.waiter import BLOCKING, complete
 from sandboxlib.errors import StateError
 from sandboxlib.files import Files

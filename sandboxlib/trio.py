@@ -16,8 +16,8 @@ from sandboxlib.engine.bounds import ENTRIES
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
 from sandboxlib.engine.opening import start
 from sandboxlib.engine.planning import current_plan
-from sandboxlib.engine.request import PIPE, UNSAID
 from sandboxlib.engine.sandbox import Engine
+from sandboxlib.engine.stdio import PIPE, UNSAID
 from sandboxlib.errors import StateError
 from sandboxlib.limits import Limits
 from sandboxlib.plan.steps import Plan

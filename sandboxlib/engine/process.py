@@ -17,7 +17,8 @@ from sandboxlib.engine.given import users_of
 from sandboxlib.engine.once import Once
 from sandboxlib.engine.patience import LONGEST, answer, left
 from sandboxlib.engine.refusal import refusal
-from sandboxlib.engine.request import Stdio, requested
+from sandboxlib.engine.request import requested
+from sandboxlib.engine.stdio import Stdio, give_back
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError, SandboxError, StateError
 from sandboxlib.kernel import launcher, tagged
@@ -65,7 +66,7 @@ class Process:
         self.leaf: Leaf | None = None
         # Without cgroups: the namespace that its processes are told by, see `sandboxlib.kernel.tagged`.
         self.mark = Fd()
-        self._executed = False
+        self._executed, self._lent = False, tuple[tuple[Fd, int], ...]()
         self._reason: Outcome | None = None
         # Somebody else took its status.
         self._lost: KernelError | None = None
@@ -132,7 +133,7 @@ class Process:
                 raise StateError("the sandbox is closed, while a command started") from error
             raise
         self.stdin, self.stdout, self.stderr = streams.ours
-        self.terminal = streams.terminal
+        self.terminal, self._lent = streams.terminal, streams.lent
         for fd in streams.held:
             fd.close()
         return True
@@ -331,6 +332,7 @@ class Process:
             self.usage = policy.used(self.leaf, found, engine.waiter.now() - self._began)
         if self.leaf is not None:
             self.leaf.release()
+        give_back(self._lent)
         self.outcome = self._judge(found.status)
         self.returncode = found.status
         # Last: a thread that closes the sandbox removes the leaf once nobody is in the list.
@@ -361,6 +363,7 @@ class Process:
         """
         with self._lock:
             self._launch.unpin()
+            give_back(self._lent)
             for fd in (self.mark, self.stdin, self.stdout, self.stderr, self.terminal):
                 fd.close()
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sandboxlib import quantity
-from sandboxlib.engine.request import Stdio
 from sandboxlib.engine.session import Session
+from sandboxlib.engine.stdio import Stdio
 from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.plan.flags import (
     AT_EMPTY_PATH,

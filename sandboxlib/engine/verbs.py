@@ -12,7 +12,7 @@ import attrs
 from sandboxlib import quantity
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine, communicate
 from sandboxlib.engine.process import Process
-from sandboxlib.engine.request import DEVNULL, PIPE, UNSAID, Unsaid, stdio
+from sandboxlib.engine.stdio import DEVNULL, PIPE, UNSAID, Unsaid, stdio
 from sandboxlib.engine.text import Kept, decoder
 from sandboxlib.errors import SpecError, StateError, TimeoutExpired, UnsupportedError
 from sandboxlib.limits import Limits

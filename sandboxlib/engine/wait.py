@@ -257,7 +257,7 @@ async def _written(
 async def _succeeds(engine: Engine, command: Any, deadline: float) -> bool:
     """Run a command again and again until it exits with 0."""
     from sandboxlib.engine import verbs
-    from sandboxlib.engine.request import DEVNULL
+    from sandboxlib.engine.stdio import DEVNULL
 
     rest = _FIRST_REST
     while True:
