@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sandboxlib.errors import SpecError
+from sandboxlib.errors import SpecError, printable
 
 if TYPE_CHECKING:
     from sandboxlib.image.progress import Progress
@@ -341,7 +341,8 @@ def size(number: int) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below their heads, each column as wide as it has to be."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
+    # What an image says of itself may be anything.
+    for row in (head, *([printable(text) for text in row] for row in rows)):
         print_("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 

@@ -30,9 +30,40 @@ import errno as _errno
 import os
 import subprocess
 
+from sandboxlib.hints import HINTS
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""
+    *text* with all that a terminal may obey, or that cannot be seen, as it is written in Python.
+
+    Names come from inside, and from others' archives and hosts: one may hold escape sequences, line ends, or
+    marks that turn the text around.
+
+    Args:
+        text: Any text.
+        keep: What stays as it is all the same, such as ``"\n"``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in keep else _written(letter) for letter in text)
+
+
+def _written(letter: str) -> str:
+    code = ord(letter)
+    # What stands for a byte that is no character: os.fsdecode.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(letter)[1:-1]
+
 
 class SandboxError(Exception):
-    """The root of all errors of this library; catch it to catch them all."""
+    """
+    The root of all errors of this library; catch it to catch them all.
+
+    What its text has from inside is made printable; attributes hold it as it is.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg, "\n") if isinstance(arg, str) else arg for arg in args))
 
 
 class SpecError(SandboxError, ValueError):
@@ -83,57 +114,6 @@ class UnsupportedError(SandboxError):
         super().__init__(f"{text}; {hint}" if hint else text)
 
 
-# What an errno means for a call where the kernel's own text misleads.
-_HINTS: dict[tuple[str, int], str] = {
-    (
-        "clone3",
-        _errno.EPERM,
-    ): "user namespaces are forbidden here, a filter refuses it, or this is a chroot",
-    ("clone3", _errno.ENOSPC): "a limit in /proc/sys/user (max_user_namespaces and its siblings) is reached",
-    ("clone3", _errno.EAGAIN): "a pids limit, RLIMIT_NPROC or kernel.pid_max is reached",
-    ("clone3", _errno.ENOMEM): "no memory, or the PID namespace that was joined has ended",
-    ("clone3", _errno.ENOSYS): "the kernel is older than 5.3, or a seccomp filter hides the call",
-    (
-        "execve",
-        _errno.E2BIG,
-    ): "arguments and variables take at most a quarter of RLIMIT_STACK together (2 MiB by default), and "
-    "128 KiB each",
-    ("execve", _errno.EAGAIN): "the program's RLIMIT_NPROC is reached",
-    ("execveat", _errno.EAGAIN): "the program's RLIMIT_NPROC, a pids limit or kernel.pid_max is reached",
-    ("execveat", _errno.EFBIG): "the program's RLIMIT_FSIZE does not let it write the launcher's steps",
-    ("execveat", _errno.EMFILE): "the program's RLIMIT_NOFILE is reached",
-    ("execveat", _errno.EINVAL): "the program's RLIMIT_NOFILE is too low for what the launcher is handed",
-    ("memfd_create", _errno.EFBIG): "the program's RLIMIT_FSIZE does not let it write the launcher",
-    ("prlimit", _errno.EPERM): "the program's own hard limit, or fs.nr_open, is lower",
-    ("execveat", _errno.EACCES): "vm.memfd_noexec forbids running from a memfd; set it to 0 or 1",
-    ("fsopen", _errno.EPERM): "mounting needs CAP_SYS_ADMIN in the mount namespace's user namespace",
-    ("fsmount", _errno.EPERM): "the host's /proc or /sys is partly masked, so the kernel refuses a fresh one "
-    "(as inside an unprivileged container)",
-    ("fsconfig", _errno.EINVAL): "the file system refused an option or a combination of them",
-    ("mount_setattr", _errno.ENOSYS): "the kernel is older than 5.12",
-    ("mount_setattr", _errno.EPERM): "the flag is locked: the mount comes from a more privileged namespace",
-    (
-        "mount_setattr",
-        _errno.EINVAL,
-    ): "the file system does not support ID-mapped mounts, or the flags conflict",
-    ("openat2", _errno.EXDEV): "the path leaves the root",
-    ("openat2", _errno.ELOOP): "the path crosses a magic link, or too many symbolic links",
-    ("setns", _errno.EPERM): "joining needs CAP_SYS_ADMIN in the namespace's user namespace",
-    ("setns", _errno.ESRCH): "the sandbox has ended",
-    ("setns", _errno.EINVAL): "a multi-threaded process, or a namespace of another kind",
-    (
-        "write /proc/self/uid_map",
-        _errno.EPERM,
-    ): "the range is not the caller's: see /etc/subuid and newuidmap(1)",
-    ("seccomp", _errno.EINVAL): "the kernel refused the filter program",
-    ("seccomp", _errno.EACCES): "a filter needs no_new_privs or CAP_SYS_ADMIN",
-    (
-        "write",
-        _errno.EBUSY,
-    ): "the cgroup has processes of its own (the no-internal-process rule of cgroup v2)",
-}
-
-
 class KernelError(SandboxError, OSError):
     """
     A system call failed while a step was carried out.
@@ -161,11 +141,11 @@ class KernelError(SandboxError, OSError):
         self.call = call
         self.step = step
         name = call.split("(", 1)[0].strip()
-        self.hint = hint or _HINTS.get((name, errno), "")
+        self.hint = hint or HINTS.get((name, errno), "")
         code = _errno.errorcode.get(errno, str(errno))
         text = f"{step}: {call}" if step else call
         text = f"{text}: {os.strerror(errno)} ({code})"
-        self._text = f"{text}; hint: {self.hint}" if self.hint else text
+        self._text = printable(f"{text}; hint: {self.hint}" if self.hint else text)
         super().__init__(errno, self._text)
         # Set here, for with a __new__ of its own OSError leaves them alone.
         self.args = (errno, self._text)
@@ -254,7 +234,7 @@ class ImageError(SandboxError):
 
     def __init__(self, message: str, reference: str = "") -> None:
         self.reference = reference
-        super().__init__(f"{reference}: {message}" if reference else message)
+        super().__init__(f"{printable(reference)}: {message}" if reference else message)
 
 
 class BuildError(SandboxError):
@@ -323,7 +303,7 @@ class ViolationError(SandboxError):
 
     def __init__(self, message: str, path: str = "") -> None:
         self.path = path
-        super().__init__(f"{path}: {message}" if path else message)
+        super().__init__(f"{printable(path)}: {message}" if path else message)
 
 
 class TooLargeError(SandboxError):
@@ -342,7 +322,9 @@ class TooLargeError(SandboxError):
         self.where = where
         self.limit = limit
         self.argument = argument
-        super().__init__(f"{where}: more than {limit} {what}, which {argument}= lets in; give a larger one")
+        super().__init__(
+            f"{printable(where)}: more than {limit} {what}, which {argument}= lets in; give a larger one"
+        )
 
 
 class StateError(SandboxError, RuntimeError):
@@ -380,7 +362,7 @@ class ExitError(SandboxError, subprocess.CalledProcessError):
         if isinstance(tail, bytes):
             tail = tail.decode(errors="replace")
         if tail:
-            text += "\n" + tail[-2000:].rstrip()
+            text += "\n" + printable(tail[-2000:].rstrip(), "\n\t")
         return text
 
     @property
@@ -403,7 +385,7 @@ class _CommandError(ExitError, OSError):
         self.strerror = reason or os.strerror(self.errno)
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.strerror} (exit {self.returncode})"
+        return printable(f"{self.path}: {self.strerror} (exit {self.returncode})")
 
 
 class CommandNotFoundError(_CommandError, FileNotFoundError):

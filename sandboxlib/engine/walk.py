@@ -19,7 +19,7 @@ from typing import TypeVar
 from sandboxlib.engine.bounds import Bound
 from sandboxlib.engine.entries import DT_DIR, DT_UNKNOWN, STATS, entries_of, look, stats_of
 from sandboxlib.engine.session import Answer, Helper, Told
-from sandboxlib.errors import KernelError
+from sandboxlib.errors import KernelError, printable
 from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.plan.flags import (
     AT_FDCWD,
@@ -69,7 +69,7 @@ _REST = 0.01
 
 def shown(path: bytes) -> str:
     """A path for printing."""
-    return f'"{os.fsdecode(path)}"'
+    return f'"{printable(os.fsdecode(path))}"'
 
 
 def opening(

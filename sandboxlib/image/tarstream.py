@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from sandboxlib.errors import ImageError, ViolationError
+from sandboxlib.errors import ImageError, ViolationError, printable
 from sandboxlib.image import pax, sparse
 from sandboxlib.image.source import BLOCK, DEFAULT, Limits, Source
 
@@ -48,7 +48,7 @@ _MAX_ID = (1 << 32) - 2  # 4294967295 is "leave as it is" for chown(2)
 
 def shown(name: bytes) -> str:
     """A name for printing."""
-    text = name.decode(errors="backslashreplace")
+    text = printable(name.decode(errors="backslashreplace"))
     return text if len(text) <= 300 else f"{text[:200]}...{text[-80:]}"
 
 

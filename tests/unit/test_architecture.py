@@ -18,7 +18,7 @@ PACKAGE = CHECKOUT / "sandboxlib"
 # Each layer with what it may import, itself included where its modules know each other. What is not here is
 # the outside, which `ONLY_IN` is about.
 LAYERS: dict[str, set[str]] = {
-    "errors": set(),
+    "errors": {"errors"},
     "values": {"errors", "values"},
     "seccomp": {"errors", "values", "seccomp"},
     "plan": {"errors", "values", "seccomp", "plan"},
@@ -32,6 +32,7 @@ LAYERS: dict[str, set[str]] = {
 # The layer of each module or package directly below sandboxlib. A new one has to be entered here.
 MEMBERS: dict[str, str] = {
     "errors": "errors",
+    "hints": "errors",
     "quantity": "values",
     "result": "values",
     "host": "values",
