@@ -278,7 +278,7 @@ class BuildError(SandboxError):
     def __str__(self) -> str:
         where = ":".join(filter(None, (self.file, str(self.line) if self.line else "")))
         text = self.text if len(self.text) <= 200 else f"{self.text[:150]}… of {len(self.text)} characters"
-        return ": ".join(filter(None, (where, text, self.message)))
+        return printable(": ".join(filter(None, (where, text, self.message))), "\n")
 
 
 class DockerfileError(BuildError):

@@ -26,6 +26,8 @@ MAKERS: dict[str, Callable[[str], BaseException]] = {
     "ViolationError": lambda name: errors.ViolationError("no", name),
     "TooLargeError": lambda name: errors.TooLargeError(name, "bytes", 5, "max_size"),
     "StateError": errors.StateError,
+    "BuildError": lambda name: errors.BuildError(name, name, 3, name),
+    "DockerfileError": lambda name: errors.DockerfileError(name, name, 3, name),
     "ExitError": lambda name: errors.ExitError(1, [name], b"", name.encode(errors="surrogateescape")),
     "CommandNotFoundError": lambda name: errors.CommandNotFoundError(name, [name]),
     "CommandNotExecutableError": lambda name: errors.CommandNotExecutableError(name, [name], 13, name),
