@@ -49,7 +49,7 @@ static inline int check_record(const char *base, const struct sbx_record *r, uin
 {
 	uint64_t size = r->size;
 
-	if (r->op < SBX_SYSCALL || r->op > SBX_STATS || r->pointers > 63)
+	if (r->op < SBX_SYSCALL || r->op > SBX_FITS || r->pointers > 63)
 		return 0;
 	if (size > sizeof *r && base[size - 1])
 		return 0;
@@ -85,6 +85,7 @@ static inline int check_record(const char *base, const struct sbx_record *r, uin
 			&& strings_fit(base, r->args[1], size, r->args[2]);
 	case SBX_READ:
 	case SBX_EXTENTS:
+	case SBX_FITS:
 		return r->pointers == 0;
 	case SBX_CONNECT:
 		return r->pointers == 2 && range_fits(r->args[1], r->args[2], size);

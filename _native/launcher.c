@@ -219,6 +219,19 @@ static long tell_stats(struct sbx_record *r, char *name)
 	return tell(r->index, 0, room, (uint64_t)(to - room));
 }
 
+static long fits(long fd, uint64_t most)
+{
+	char text[24];
+	long n = sys4(SYS_pread64, fd, (long)text, sizeof text, 0);
+	uint64_t number = 0;
+
+	for (long i = 0; i < n && text[i] >= '0' && text[i] <= '9'; i++)
+		number = number * 10 + (uint64_t)(text[i] - '0');
+	if (n < 0)
+		return n;
+	return number > most ? -EAGAIN : 0;
+}
+
 static void reset_signals(void)
 {
 	/* An ignored signal survives exec; whoever is started here begins with none ignored. */
@@ -377,6 +390,8 @@ static long carry_out(struct sbx_record *r, char *mapping, uint64_t mapped, int 
 		return tell_extents(r);
 	case SBX_STATS:
 		return tell_stats(r, (char *)a[1]);
+	case SBX_FITS:
+		return fits((long)a[0], a[1]);
 	case SBX_WRITE:
 		return write_file((long)a[0], (char *)a[1], (long)a[2], (long)a[3], (char *)a[4], a[5]);
 	case SBX_POINTER:

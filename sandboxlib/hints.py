@@ -48,6 +48,7 @@ HINTS: dict[tuple[str, int], str] = {
     ): "the range is not the caller's: see /etc/subuid and newuidmap(1)",
     ("seccomp", errno.EINVAL): "the kernel refused the filter program",
     ("seccomp", errno.EACCES): "a filter needs no_new_privs or CAP_SYS_ADMIN",
+    ("pids.current", errno.EAGAIN): "as many processes as its pids limit lets are in the sandbox",
     (
         "sendmsg",
         errno.ETOOMANYREFS,

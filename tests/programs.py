@@ -24,7 +24,7 @@ VALUES: dict[str, Any] = {
 #: How a command gets into its group: by each hierarchy's file on v1, born in it on v2, or there is none.
 GROUPS = {
     0: Group(),
-    1: Group(files=("/a/tasks", "/b/tasks")),
+    1: Group(files=("/a/tasks", "/b/tasks"), pids=("/a/pids.current", 512)),
     2: Group("/sys/fs/cgroup/x", "/proc/4242/ns/cgroup", ("/sys/fs/cgroup/x/cgroup.procs",)),
 }
 
@@ -73,6 +73,7 @@ def one_of_each() -> dict[str, bytes]:
         "execute": program.execute([b"/bin/true"], [b"true", b""], [b"A=1"], 1),
         "connect": program.connect(5, b"\2\0\x1f\x90\x7f\0\0\1", 20, 1),
         "read": program.read("getdents64", 9, 1 << 40, 1),
+        "fits": program.fits(9, 64, 1),
         "stats": program.stats(9, [b"a", b"", b"passwd"], 0x1100, 1),
         "extents": program.extents(9, 0, 64, 1),
         "init": program.init(5, 0, 1),

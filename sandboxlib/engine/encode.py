@@ -18,6 +18,7 @@ from sandboxlib.plan.steps import (
     Connect,
     Exec,
     Extents,
+    Fits,
     Init,
     Join,
     OpenChild,
@@ -141,6 +142,8 @@ def _encode(step: Step, index: int, values: Values) -> bytes:
             return program.init(owner, milliseconds, index)
         case Read(name, fd, size, _, ignore):
             return program.read(name, fd, size, index, ignore=ignore)
+        case Fits(fd, most, _):
+            return program.fits(fd, most, index)
         case Stats(fd, names, flags, _):
             return program.stats(fd, names, flags, index)
         case Extents(fd, begin, most, _):
@@ -188,10 +191,11 @@ def failure(steps: tuple[Step, ...], index: int, errno: int) -> KernelError:
 @lru_cache(256)
 def _fixed(spec: SandboxSpec, host: Host, kind: Kind) -> tuple[bytes, bytes, int, int, bytes]:
     parts = fixed(spec, host, kind)
-    index = kind.files + len(parts.before)
+    first = kind.opened
+    index = first + len(parts.before)
     child = encode(parts.child, index=index + 1)
     report = encode((parts.report,), index=index + len(parts.child) + 2)
-    return encode(parts.before, index=kind.files), child, parts.flags, index, report
+    return encode(parts.before, index=first), child, parts.flags, index, report
 
 
 def encode_command(spec: SandboxSpec, host: Host, request: Request, group: Group) -> bytes:

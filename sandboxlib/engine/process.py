@@ -195,7 +195,9 @@ class Process:
         if self.leaf is not None:
             # Without clone3 it joins by itself, before it does anything else.
             folder = None if "clone3" in engine.host.hidden else self.leaf.clone_folder
-            group = Group(folder, f"/proc/{engine.pid}/ns/cgroup", self.leaf.join_files())
+            group = Group(
+                folder, f"/proc/{engine.pid}/ns/cgroup", self.leaf.join_files(), self.leaf.pids_bound
+            )
         code = encode_command(engine.spec, limited(engine.host), request, group)
         if len(code) > launcher.MAX_SIZE:
             # More than the kernel takes in any case, whatever the limit on the stack is.

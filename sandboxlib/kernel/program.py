@@ -154,6 +154,11 @@ def stats(fd: int, names: Sequence[bytes], flags: int, index: int) -> bytes:
     return _record(lib.SBX_STATS, (fd, data, len(names), flags), index)
 
 
+def fits(fd: int, most: int, index: int) -> bytes:
+    """Fail where the number in a file is above *most*."""
+    return _record(lib.SBX_FITS, (fd, most), index)
+
+
 def extents(fd: int, begin: int, count: int, index: int) -> bytes:
     """Tell where a file has data, from *begin* on, at *count* places at most."""
     return _record(lib.SBX_EXTENTS, (fd, begin, count), index)

@@ -23,6 +23,7 @@ from sandboxlib.plan.flags import (
     O_CLOEXEC,
     O_DIRECTORY,
     O_PATH,
+    O_RDONLY,
     O_WRONLY,
     PR_SET_DUMPABLE,
     RESOLVE_IN_ROOT,
@@ -34,7 +35,7 @@ from sandboxlib.plan.flags import (
 from sandboxlib.plan.rlimits import rlimits, within
 from sandboxlib.plan.root import user_of
 from sandboxlib.plan.start import hosts, namespaces
-from sandboxlib.plan.steps import Call, Clone, Exec, Report, Serve, Step
+from sandboxlib.plan.steps import Call, Clone, Exec, Fits, Report, Serve, Step
 from sandboxlib.plan.streams import Given
 from sandboxlib.spec import SandboxSpec
 
@@ -45,6 +46,7 @@ GROUPS = 40
 
 _HOW = struct.Struct("=3Q")
 _LIMIT = struct.Struct("=2Q")
+_LOCK_EX, _LOCK_UN = Named(2, "LOCK_EX"), Named(8, "LOCK_UN")
 # CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID; _LINUX_CAPABILITY_VERSION_3.
 _OVER_FILES = 0b11111
 _VERSION_3 = 0x20080522
@@ -109,11 +111,14 @@ class Group(NamedTuple):
         folder: To be born in; v2.
         namespace: The sandbox's cgroup namespace, to be joined after that.
         files: To write "0" to instead, one for each hierarchy.
+        pids: The file with the number of the sandbox's processes, and how many it may be; without *folder*,
+            for the kernel refuses a fork past the limit, and does not refuse to join.
     """
 
     folder: str | None = None
     namespace: str = ""
     files: tuple[str, ...] = ()
+    pids: tuple[str, int] | None = None
 
 
 class Kind(NamedTuple):
@@ -126,6 +131,12 @@ class Kind(NamedTuple):
     given: tuple[Given, ...]
     files: int
     into: bool
+    pids: int | None
+
+    @property
+    def opened(self) -> int:
+        """How many steps `opened` takes."""
+        return self.files + (self.pids is not None)
 
 
 @lru_cache(256)
@@ -139,8 +150,7 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
     # The launcher does not wait for it, see launcher.c: what is inside may stop it at any moment.
     flags = CLONE_PARENT | CLONE_VM
     if not kind.into:
-        why = "the launcher itself is not counted"
-        steps += [Call("write", (GROUPS + i, b"0", 1), why) for i in range(kind.files)]
+        steps += _joined(kind)
         entering = enter(spec, host) if kind.files else tuple(_marked(spec, host))
     else:
         # Who is in the cgroup namespace cannot clone into a group that lies outside of it.
@@ -177,6 +187,17 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
     )
 
 
+def _joined(kind: Kind) -> Iterator[Step]:
+    counted, why = GROUPS + kind.files, "one at a time, so that the last one that fits is not refused"
+    if kind.pids is not None:
+        yield Call("flock", (counted, _LOCK_EX), why)
+    for i in range(kind.files):
+        yield Call("write", (GROUPS + i, b"0", 1), "the launcher itself is not counted")
+    if kind.pids is not None:
+        yield Fits(counted, kind.pids, "there is room for one more process")
+        yield Call("flock", (counted, _LOCK_UN), why)
+
+
 def _marked(spec: SandboxSpec, host: Host) -> Iterator[Step]:
     """
     Enter with a UTS namespace of the command's own.
@@ -202,9 +223,13 @@ def opened(group: Group) -> tuple[Step, ...]:
             Call("openat", (AT_FDCWD, group.namespace, O_CLOEXEC, 0), "and its namespace", out=GROUPS + 1),
         )
     flags = O_WRONLY | O_CLOEXEC
-    return tuple(
+    files = [
         Call("openat", (AT_FDCWD, path, flags, 0), why, out=GROUPS + i) for i, path in enumerate(group.files)
-    )
+    ]
+    if group.pids is not None:
+        args = (AT_FDCWD, group.pids[0], O_RDONLY | O_CLOEXEC, 0)
+        files.append(Call("openat", args, "the sandbox's processes, counted", out=GROUPS + len(files)))
+    return tuple(files)
 
 
 def executed(request: Request) -> Exec:
@@ -230,7 +255,8 @@ def kind_of(request: Request, group: Group) -> Kind:
     """The kind of a command."""
     into = group.folder is not None
     files = 2 if into else len(group.files)
-    return Kind(request.cwd, request.tty, request.foreign, request.rlimits, request.given, files, into)
+    most = None if into or group.pids is None else group.pids[1]
+    return Kind(request.cwd, request.tty, request.foreign, request.rlimits, request.given, files, into, most)
 
 
 def serve(spec: SandboxSpec, host: Host, *, files: bool = False) -> tuple[Step, ...]:

@@ -249,6 +249,17 @@ class Read(NamedTuple):
         return f"{self.name}({self.fd}) ..."
 
 
+class Fits(NamedTuple):
+    """Fail with EAGAIN, as a fork would, where the number in the open file *fd* is above *most*."""
+
+    fd: int
+    most: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"pids.current({self.fd}) <= {self.most}"
+
+
 class Stats(NamedTuple):
     """Tell the program what each of *names* in the folder *fd* is, by *flags* for statx(2)."""
 
@@ -303,23 +314,9 @@ class Action(NamedTuple):
 
 
 Step = (
-    Call
-    | Write
-    | Pointer
-    | Clone
-    | ChildWrite
-    | OpenChild
-    | Report
-    | Exec
-    | Serve
-    | Init
-    | Connect
-    | Read
-    | Stats
-    | Extents
-    | Join
-    | Action
-)
+    Call | Write | Pointer | Clone | ChildWrite | OpenChild | Report | Exec | Serve | Init | Connect
+    | Read | Stats | Fits | Extents | Join | Action
+)  # fmt: skip
 
 
 def flatten(steps: tuple[Step, ...]) -> Iterator[Step]:
@@ -374,6 +371,7 @@ __all__ = [
     "Connect",
     "Exec",
     "Extents",
+    "Fits",
     "Init",
     "Join",
     "OpenChild",

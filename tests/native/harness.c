@@ -26,7 +26,7 @@
 #define HEADER		sizeof(struct sbx_record)
 #define MAX_VECTORS	64
 #define SERVED		65536u
-#define OPS		16
+#define OPS		17
 
 extern int unchecked;
 int passes(const char *program, uint64_t size);
@@ -181,6 +181,10 @@ long pretend(const char *name, long nr, long a, long b, long c, long d, long e, 
 		read_string(b);
 		memset((char *)e, 1, 256);
 		return next_random() % 4 ? 0 : -ENOENT;
+	}
+	if (!strcmp(name, "pread64")) {
+		memset((char *)b, '7', (size_t)c);
+		return next_random() % 4 ? (long)(next_random() % ((uint64_t)c + 1)) : -EIO;
 	}
 	if (!strcmp(name, "sendmsg"))
 		return said((const struct message *)b);
@@ -351,7 +355,7 @@ static uint64_t invent(char *to)
 	uint64_t length = 8 * (next_random() % 40);
 
 	memset(r, 0, HEADER);
-	r->op = (uint8_t)(1 + next_random() % 14);
+	r->op = (uint8_t)(1 + next_random() % 15);
 	r->size = (uint32_t)(HEADER + length);
 	r->out = -1;
 	r->flags = (uint16_t)(next_random() % 8 ? 0 : next_random() % 16);
@@ -398,7 +402,7 @@ static uint64_t mutate(char *program, uint64_t size)
 
 	switch (next_random() % 12) {
 	case 0:
-		r->op = (uint8_t)(next_random() % 16);
+		r->op = (uint8_t)(next_random() % 17);
 		break;
 	case 1:
 		r->pointers ^= (uint8_t)(next_random() % 2 ? next_random() : 1u << next_random() % 6);

@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.tool("gcc"), pytest.mark.timeout(180)]
 
 HEADER = struct.Struct("=BBHIiiHHI6Q")
 SYSCALL, WRITE, POINTER, CLONE, CHILD_WRITE, REPORT, EXEC, SERVE, INIT, CONNECT, CHILD_OPEN = range(1, 12)
-READ, EXTENTS, STATS = 12, 13, 14
+READ, EXTENTS, STATS, FITS = 12, 13, 14, 15
 NAMES = ["SYSCALL", "WRITE", "POINTER", "CLONE", "CHILD_WRITE", "REPORT", "EXEC", "SERVE", "INIT"]
-NAMES += ["CONNECT", "CHILD_OPEN", "READ", "EXTENTS", "STATS"]
+NAMES += ["CONNECT", "CHILD_OPEN", "READ", "EXTENTS", "STATS", "FITS"]
 ABSOLUTE, EACH, TELL = 2, 4, 8
 HUGE = (1 << 64) - 1
 
@@ -96,7 +96,7 @@ MALFORMED = {
     "a record longer than the program": record(REPORT, size=80),
     "a record of no size": record(REPORT, size=0),
     "a record smaller than its header": record(REPORT, size=64),
-    "an operation that there is not": record(15),
+    "an operation that there is not": record(16),
     "what is to be told is more than there is room for": record(
         SYSCALL, 72, data=bytes(24584), pointers=1, flags=TELL, out=0
     ),
@@ -130,13 +130,13 @@ def test_each_record_passes(code: bytes, passes: Passes) -> None:
 def test_the_table_names_every_operation() -> None:
     from sandboxlib._native import lib
 
-    assert [getattr(lib, f"SBX_{name}") for name in NAMES] == list(range(1, 15))
+    assert [getattr(lib, f"SBX_{name}") for name in NAMES] == list(range(1, 16))
     # All pieces together, cut at the records' ends.
     found, code = set(), b"".join(one_of_each().values())
     while code:
         found.add(code[0])
         code = code[HEADER.unpack_from(code)[3] :]
-    assert found == set(range(1, 15))
+    assert found == set(range(1, 16))
 
 
 REFUSED = DANGEROUS | MALFORMED
@@ -211,7 +211,7 @@ def test_mutated_programs_stay_in_bounds_or_are_refused(seed: int, harness: Path
     assert result["passed"] + result["refused"] == 100000
     # Neither side of the check is left out, and no operation is.
     assert min(result["passed"], result["refused"]) > 10000
-    assert min(result["records"][SYSCALL : STATS + 1]) > 100
+    assert min(result["records"][SYSCALL : FITS + 1]) > 100
 
 
 # Not a need: the fuzzer above is always there, and this one sees branches besides.

@@ -50,6 +50,14 @@ class Leaf(Protocol):
     def clone_folder(self) -> str | None:
         """On v2 the folder for CLONE_INTO_CGROUP, which joins without any write; None on v1."""
 
+    @property
+    def pids_bound(self) -> tuple[str, int] | None:
+        """
+        The file with the number of the whole group's processes, and how many it may be; None for no limit.
+
+        For who joins: the kernel refuses forks past the limit, and lets everybody join.
+        """
+
     def usage(self, wall: float) -> Usage:
         """What the command has used; *wall* seconds are handed through. Raises: KernelError."""
 

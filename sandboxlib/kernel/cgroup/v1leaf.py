@@ -41,6 +41,12 @@ class Leaf(LeafBase):
         """None: CLONE_INTO_CGROUP is v2's."""
         return None
 
+    @property
+    def pids_bound(self) -> tuple[str, int] | None:
+        """Of the group, whose limit holds for all commands together."""
+        most, folder = self._group.spec.pids_max, self._group.paths.get("pids")
+        return (f"{folder}/pids.current", most) if isinstance(most, int) and folder is not None else None
+
     def is_empty(self) -> bool:
         """Whether no process, and no zombie, is in it."""
         if "pids" in self.paths:

@@ -37,6 +37,12 @@ class Leaf(LeafBase):
         """For CLONE_INTO_CGROUP; None once cgroup.kill was written here or above."""
         return None if self._is_spent() else self.folder
 
+    @property
+    def pids_bound(self) -> tuple[str, int] | None:
+        """Of the group, whose limit holds for all commands together."""
+        most = self._group.spec.pids_max
+        return (f"{self._group.folder}/pids.current", most) if isinstance(most, int) else None
+
     def is_empty(self) -> bool:
         """Whether no process, and no zombie, is in it."""
         text = files.find(f"{self.folder}/pids.current")
