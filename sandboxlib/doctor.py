@@ -130,9 +130,8 @@ def _ids(host: Host) -> Finding:
 def _network(host: Host) -> Finding:
     if host.privileged:
         if host.nft:
-            by = "libnftables" if host.nft == "library" else host.nft
-            return Finding("network", "ok", f"Network.bridge(), with rules by {by}")
-        return Finding("network", "note", "no Network.bridge()", "install libnftables1 (or nftables)")
+            return Finding("network", "ok", "Network.bridge(), with rules by the kernel's nf_tables")
+        return Finding("network", "note", "no Network.bridge(): no nf_tables", "load it with 'modprobe nf_tables'")
     if not (host.pasta or host.slirp4netns):
         return Finding("network", "note", "no Network.user()", "install the package passt (or slirp4netns)")
     if not host.tun:

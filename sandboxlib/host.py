@@ -89,7 +89,7 @@ class Host:
         files: Bind sources that are files; filled in for one sandbox, see `sandboxlib.engine.current`.
         run_dir: Folder for locks, below /run or ``$XDG_RUNTIME_DIR``.
         ipv6: The kernel has IPv6.
-        nft: ``library`` where libnftables is, else the path of nft(8), or empty.
+        nft: ``kernel``, which makes the rules of networks; empty where it is known to have no nf_tables.
         pasta, slirp4netns: Paths of these programs, or empty.
         tun: /dev/net/tun may be opened, which both of them need.
     """
@@ -119,7 +119,7 @@ class Host:
     files: frozenset[str] = frozenset()
     run_dir: str = ""
     ipv6: bool = False
-    nft: str = ""
+    nft: str = "kernel"
     pasta: str = ""
     slirp4netns: str = ""
     tun: bool = False

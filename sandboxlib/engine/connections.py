@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from sandboxlib.engine import bridges, firewall, hosts, pool
+import attrs
+
+from sandboxlib.engine import (
+    announce,
+    bridges,
+    firewall,
+    forwarding,
+    hosts,
+    ledger,
+    pool,
+    port_security,
+    resolver,
+    teardown,
+)
 from sandboxlib.engine.ledger import Book, Member, Net, locked
 from sandboxlib.engine.ports import Taken
-from sandboxlib.errors import NetworkError
-from sandboxlib.kernel import netlink, traffic
+from sandboxlib.engine.presence import Presence
+from sandboxlib.engine.ranges import Surroundings
+from sandboxlib.engine.rules import MARK_PORT
+from sandboxlib.errors import KernelError, NetworkError, UnsupportedError
+from sandboxlib.kernel import conntrack, links, packet_filter, routes, traffic
 from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX
-from sandboxlib.kernel.syscall import write_file
+from sandboxlib.kernel.netlink import Message, carry_out, open_socket
 
 if TYPE_CHECKING:
     import socket
@@ -22,6 +39,11 @@ if TYPE_CHECKING:
     from sandboxlib.host import Host
     from sandboxlib.network import Network
     from sandboxlib.spec import SandboxSpec
+
+_STEP = "interfaces of the sandbox"
+#: The index of eth0 inside: behind those that some kernels give a new namespace by themselves (tunl0, sit0).
+_INSIDE = 100
+_TRIES = 3
 
 
 class Connections:
@@ -39,6 +61,11 @@ class Connections:
         self._spec = spec
         self._host = host
         self._networks = spec.network.every
+        self._token = PREFIX + fresh_name().removeprefix(PREFIX)
+        self._nets: dict[str, Net] = {}
+        self._used_before: list[str] = []
+        self._present: Presence | None = None
+        self._begun = False
         self.ports = Taken()
         self.members: dict[str, Member] = {}
         self.values: dict[str, str] = {}
@@ -46,9 +73,9 @@ class Connections:
     @property
     def addresses(self) -> dict[str, tuple[str, ...]]:
         """Its addresses by network."""
-        return {
-            member.network: tuple(filter(None, (member.v4, member.v6))) for member in self.members.values()
-        }
+        return {member.network: tuple(member.addresses) for member in self.members.values()}
+
+    # ---- before the start -------------------------------------------------------------------
 
     def prepare(self) -> None:
         """
@@ -57,27 +84,41 @@ class Connections:
         Raises:
             NetworkError: An address, a name or a port is taken.
             UnsupportedError: This kernel cannot make a network.
-            KernelError: A step failed; nothing is left of it.
+            KernelError: A step failed; `release` takes back what was done.
         """
-        with locked(self._host.run_dir) as book:
-            bridges.sweep(book, self._host)
-            try:
-                for number, network in enumerate(self._networks):
-                    self._enter(book, network, number)
-                self._files(book)
-                book.save()
-            except BaseException:
-                self._leave(book)
-                raise
+        servers = resolver.of_host() if self._networks[0].dns is None else resolver.NameServers()
+        self._begun = True
+        around: Surroundings | None = None
+        while not self._prepared(servers, around):
+            # Without the lock: it takes as long as the host has routes.
+            around = Surroundings.look(resolver.of_host().every)
 
-    def _enter(self, book: Book, network: Network, number: int) -> None:
+    def _prepared(self, servers: resolver.NameServers, around: Surroundings | None) -> bool:
+        with locked(self._host.run_dir) as book:
+            teardown.sweep(book)
+            if around is None and any(network.name not in book.networks for network in self._networks):
+                return False
+            if self._present is None:
+                book.rules.owner = book.rules.owner or os.urandom(8).hex()
+                self._present = Presence(book.rules.owner)
+            for number, network in enumerate(self._networks):
+                self._enter(book, network, number, around)
+            self._servers(book, servers)
+            self._files(book, servers)
+            book.save()
+            self._nets = {
+                token: attrs.evolve(book.networks[member.network]) for token, member in self.members.items()
+            }  # fmt: skip
+        return True
+
+    def _enter(self, book: Book, network: Network, number: int, around: Surroundings | None) -> None:
+        net = bridges.ensure(book, network, self._host, around)
         token = PREFIX + fresh_name().removeprefix(PREFIX)
-        net = bridges.ensure(book, network, self._host)
         link = "sbxv" + os.urandom(5).hex()
-        member = Member(net.name, link, f"eth{number}")
+        member = Member(net.name, link, f"eth{number}", rate=network.rate is not None)
+        others = book.on(net.name)
         # It keeps the network from being taken for one that nobody is on.
         self.members[token] = book.members[token] = member
-        others = [other for other in book.on(net.name) if other is not member]
         self._addresses(net, member, others, network)
         self._names(net, member, others)
         if not number:
@@ -94,15 +135,17 @@ class Connections:
             field = f"v{family}"
             taken = {gateway, *(getattr(other, field) for other in others)} - {""}
             if wanted:
-                pool.check_address(what, wanted, subnet, taken)
-                found = wanted
+                found, place = wanted, pool.check_address(what, wanted, subnet, taken)
             else:
-                found, last = pool.free_address(what, subnet, taken, getattr(net, f"last{family}"))
-                setattr(net, f"last{family}", last)
+                found, place = pool.free_address(what, subnet, taken, getattr(net, f"last{family}"))
+                setattr(net, f"last{family}", place)
+            if net.give(family, place):
+                self._used_before.append(found)
             setattr(member, field, found)
-        member.mac = network.mac or pool.mac_of(member.v4 or member.v6)
-        if member.mac in {other.mac for other in others} | {pool.mac_of(net.gateway4 or net.gateway6)}:
-            raise NetworkError(f"the MAC address {member.mac} is taken on {what}")
+        macs = {other.mac for other in others} | {pool.mac_of(net.gateway4 or net.gateway6)}
+        if network.mac in macs:
+            raise NetworkError(f"the MAC address {network.mac} is taken on {what}")
+        member.mac = network.mac or pool.mac_of(member.v4 or member.v6, macs)
 
     def _names(self, net: Net, member: Member, others: list[Member]) -> None:
         spec = self._spec
@@ -122,10 +165,30 @@ class Connections:
                 raise NetworkError(
                     f"port {port.address}:{port.port} needs a network with IPv{family}: {net.name!r} has none"
                 )
-        self.ports.take(self._spec.ports, ipv6=bool(member.v6))
+        self.ports.take(self._spec.ports, ipv6=bool(member.v6), mark=MARK_PORT)
         member.ports = self.ports.published
 
-    def _files(self, book: Book) -> None:
+    def _servers(self, book: Book, servers: resolver.NameServers) -> None:
+        """Let sandboxes ask name servers that they cannot reach as others are reached."""
+        if self._networks[0].dns is not None:
+            return
+        first = next((net for net in self._with_way_out(book) if net.v4), None)
+        changed = firewall.of_host(book)
+        if first is not None:
+            book.servers.near = sorted({*book.servers.near, *servers.near})
+            if servers.local and not servers.every:
+                # Where /proc/sys cannot be written to, there is none, and the file says so.
+                with contextlib.suppress(UnsupportedError):
+                    forwarding.allow_localnet(first)
+                    book.servers.local = servers.local
+        before, now = set(changed), set(firewall.of_host(book))
+        firewall.change(book, add=now - before, remove=before - now)
+
+    def _with_way_out(self, book: Book) -> list[Net]:
+        nets = [book.networks[member.network] for member in self.members.values()]
+        return [net for net in nets if not net.internal]
+
+    def _files(self, book: Book, servers: resolver.NameServers) -> None:
         first = self._networks[0]
         token = next(iter(self.members))
         if len(self.members) == 1 and not first.hosts:
@@ -142,9 +205,18 @@ class Connections:
         for member in self.members.values():
             member.hosts = path
         resolv = book.path(f"{token}.resolv")
-        outside = any(not book.networks[member.network].internal for member in self.members.values())
-        hosts.resolver(resolv, first.dns, first.search, reachable=outside)
+        outside = self._with_way_out(book)
+        versions = tuple(
+            version for version in (4, 6) if any(net.v4 if version == 4 else net.v6 for net in outside)
+        )
+        gateway = next((net.gateway4 for net in outside if net.v4), "")
+        resolver.resolver(
+            resolv, first.dns, first.search, reachable=bool(outside), servers=servers, versions=versions,
+            gateway=gateway if book.servers.local else "",
+        )  # fmt: skip
         self.values = {"hosts": path, "resolv": resolv}
+
+    # ---- pid 1 is there -----------------------------------------------------------------------
 
     def connect(self, pid: int, inside: socket.socket) -> None:
         """
@@ -157,78 +229,121 @@ class Connections:
         Raises:
             KernelError: A step failed.
         """
-        pairs = list(zip(self.members.values(), self._networks, strict=True))
-        with locked(self._host.run_dir) as book, netlink.open_socket() as sock:
-            netlink.carry_out(sock, self._outside(book, pid), "interfaces of the sandbox")
-            numbers = [netlink.index_at(inside, member.inside) for member, _ in pairs]
-            netlink.carry_out(inside, self._inside(book, numbers), "addresses of the sandbox")
-            for member, network in pairs:
+        # Whoever had them before is gone, and all that was known of him; once more, for what came since.
+        conntrack.forget(self._used_before)
+        with open_socket() as sock:
+            self._plug(sock, pid)
+            carry_out(inside, self._inside(), "addresses of the sandbox")
+            for member, network in zip(self.members.values(), self._networks, strict=True):
                 if network.rate is not None:
-                    traffic.shape(sock, member.link, bridges.queue_of(member), network.rate)
-            self._publish(book)
+                    traffic.shape(sock, member.link, teardown.queue_of(member), network.rate)
+            for token, member in self.members.items():
+                announce.announce(sock, self._nets[token], member, self._used_before)
+        if any(member.ports or member.names for member in self.members.values()):
+            with locked(self._host.run_dir) as book:
+                self._publish(book)
 
-    def _outside(self, book: Book, pid: int) -> list[netlink.Message]:
-        found = []
-        for member in self.members.values():
-            net = book.networks[member.network]
-            peer = (member.inside, member.mac, pid)
-            found.append(netlink.veth(member.link, netlink.index(net.bridge), net.mtu, peer))
+    def _plug(self, sock: socket.socket, pid: int) -> None:
+        """Make the pairs; no end is a port of a bridge before it has its filters."""
+        for attempt in range(_TRIES):
+            try:
+                carry_out(sock, self._ports_of_bridges(pid), _STEP)
+            except KernelError as error:
+                if packet_filter.is_filter(error.call) and links.is_missing(error):
+                    raise packet_filter.refused("a place on a bridge") from error
+                # Its number is taken, which nobody else should have.
+                if error.errno != errno.EEXIST or attempt == _TRIES - 1:
+                    raise
+                teardown.unplug(self.members.values(), at_once=True)
+            else:
+                return
+
+    def _ports_of_bridges(self, pid: int) -> list[Message]:
+        made: list[Message] = []
+        after: list[Message] = []
+        sides = []
+        for number, (token, member) in enumerate(self.members.items()):
+            net, index = self._nets[token], links.fresh_index()
+            peer = (member.inside, _INSIDE + number, member.mac, pid)
+            made.append(links.veth(member.link, index, net.mtu, peer))
+            sides += port_security.sides(index, net, member)
             if self._host.ipv6:
-                found.append(netlink.without_ipv6(member.link))
-            found.append(netlink.up(member.link))
-        return found
+                after.append(links.own_ipv6(member.link, wanted=False))
+            # By its name: if it could not be made, nobody else's is meant.
+            after.append(links.enslave(member.link, links.index(net.bridge)))
+            if member.ports and bridges.filters_frames():
+                after.append(links.hairpin(index))
+        return made + packet_filter.guarded(sides) + after
 
-    def _inside(self, book: Book, numbers: list[int]) -> list[netlink.Message]:
+    def _inside(self) -> list[Message]:
         found, ways = [], []
-        for index, member, network in zip(numbers, self.members.values(), self._networks, strict=True):
-            net = book.networks[member.network]
-            if self._host.ipv6 and not net.v6:
-                found.append(netlink.without_ipv6(index))
-            found.append(netlink.up(index))
+        for number, ((token, member), network) in enumerate(
+            zip(self.members.items(), self._networks, strict=True)
+        ):
+            net, index = self._nets[token], _INSIDE + number
+            if self._host.ipv6:
+                # By its MAC address, which the filter at its port knows.
+                found.append(links.own_ipv6(index, wanted=bool(net.v6)))
+            found.append(links.up(index))
             for address, subnet in ((member.v4, net.v4), (member.v6, net.v6)):
                 if address:
-                    found.append(netlink.address(index, address, ip_network(subnet).prefixlen))
+                    found.append(routes.address(index, address, ip_network(subnet).prefixlen))
             if not net.internal:
                 ways += [(index, "0.0.0.0/0", net.gateway4)] if net.v4 else []
                 ways += [(index, "::/0", net.gateway6)] if net.v6 else []
             ways += [(index, target, over) for target, over in network.routes]
         # The way to everywhere is over the first network that has one.
         first = {target: (index, target, over) for index, target, over in reversed(ways)}
-        return found + [netlink.route(*way) for way in first.values()]
+        return found + [routes.route(*way) for way in first.values()]
 
     def _publish(self, book: Book) -> None:
-        for member in self.members.values():
-            bridges.rename(book, member, add=True)
+        added, forgotten = [], []
+        for token in self.members:
+            # As it stands there: others may have changed the network meanwhile.
+            member = book.members[token]
+            hosts.rename(book, member, add=True)
             net = book.networks[member.network]
-            if any(not port[0] or port[0].startswith("127.") for port in member.ports):
+            if any(port[0] in ("", "0.0.0.0") or port[0].startswith("127.") for port in member.ports):
                 # The host's 127.0.0.1 may then be a source on this bridge, and on no other interface.
-                write_file(f"/proc/sys/net/ipv4/conf/{net.bridge}/route_localnet", "1")
-            if member.ports and bridges.filters_frames():
-                with netlink.open_socket() as sock:
-                    netlink.carry_out(sock, [netlink.hairpin(netlink.index(member.link))])
-            firewall.add(firewall.of_ports(net, member), self._host)
+                forwarding.allow_localnet(net)
+            if not net.forwards and any(not _is_loopback(port[0]) for port in member.ports):
+                # Nothing gets out by itself, but answers do to who asked from outside.
+                bridges.forward(book, net)
+            added += firewall.of_ports(net, member)
+            member.published = bool(member.ports)
+            self.members[token] = member
+            forgotten += [(port[0], port[1]) for port in member.ports if port[2] == "udp"]
+        firewall.change(book, add=added)
+        book.save()
+        if forgotten:
+            keep = [address for member in self.members.values() for address in member.addresses]
+            with open_socket() as sock:
+                own = {one.text for one in routes.addresses(sock)}
+            conntrack.forget_ports(forgotten, own, keep)
+
+    # ---- the end --------------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Take it off its networks. Idempotent."""
-        try:
-            if self.members:
+        """Take it off its networks. Idempotent: what was interrupted is carried on with."""
+        if self._begun:
+            teardown.unplug(self.members.values())
+            if any(member.published or member.names for member in self.members.values()):
                 with locked(self._host.run_dir) as book:
-                    self._leave(book)
-        finally:
-            self.ports.release()
+                    teardown.withdraw(book, [token for token in self.members if token in book.members])
+            # Nothing leads to it any more, and nothing comes from it.
+            conntrack.forget(address for member in self.members.values() for address in member.addresses)
+            with locked(self._host.run_dir) as book:
+                leaving = teardown.strike(book, [token for token in self.members if token in book.members], self._token)
+            teardown.clear_away(self._host.run_dir, leaving)
+            self._begun = False
+        self.members.clear()
+        self.ports.release()
+        if self._present is not None:
+            self._present.leave()
 
-    def _leave(self, book: Book) -> None:
-        with contextlib.ExitStack() as left:
-            # The last that is entered here goes first; what fails does not keep the others.
-            left.callback(self.ports.release)
-            left.callback(bridges.remove_empty, book, self._host)
-            for token in list(self.members):
-                left.callback(self._leave_one, book, token)
 
-    def _leave_one(self, book: Book, token: str) -> None:
-        del self.members[token]
-        if token in book.members:
-            bridges.leave(book, token, self._host)
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
 
 
 def _lines(book: Book, network: str) -> list[str]:

@@ -59,8 +59,8 @@ class Program:
             from sandboxlib.engine.storage import sweep as sweep_layers
 
             await sweep_layers(waiter, self.host)
-            if self.host.privileged and self.host.nft:
-                from sandboxlib.engine.bridges import sweep_all
+            if self.host.privileged:
+                from sandboxlib.engine.teardown import sweep_all
 
                 await waiter.work(lambda: sweep_all(self.host))
 

@@ -1,199 +1,292 @@
 """
-The rules of our networks: one nftables table of our own, ``inet sandboxlib``.
+The rules of our networks as they stand in the kernel, and what networks and ports put into them.
 
-Its chains never change. What a network or a published port needs are elements of sets and maps, so
-that a sandbox costs one element for each port, and none otherwise. Nothing of other tables is
-touched; each change is one transaction, and with the last network the table goes.
+What stands is compared with the book: the kernel numbers each change of any rule
+(`sandboxlib.kernel.nftables.generation`), and the book has the number after our last. Whatever others made of
+our tables meanwhile, flushed, deleted, or loaded from an older list, is mended. The rules themselves are in
+`sandboxlib.engine.rules`.
 """
 
 from __future__ import annotations
 
-import re
+import errno
+import hashlib
 from collections.abc import Iterable
+from ipaddress import ip_address
 
+from sandboxlib.engine import presence
 from sandboxlib.engine.ledger import Book, Member, Net
-from sandboxlib.errors import KernelError
-from sandboxlib.host import Host
-from sandboxlib.kernel import netlink, nftables
+from sandboxlib.engine.rules import SETS, tables
+from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.kernel import nft_expressions as x
+from sandboxlib.kernel import nftables as nft
+from sandboxlib.kernel.netfilter import using
+from sandboxlib.kernel.netlink import Message
 
 TABLE = "sandboxlib"
-#: Of the cloud's own services: nothing that a sandbox has business with.
-_METADATA6 = "{ fe80::/10, fd00:ec2::254 }"
+_PROTOCOLS = {"tcp": x.TCP, "udp": x.UDP}
+#: Tries of a change among others who change rules all the time.
+_TRIES = 20
+#: One for each book whose programs stand in this network namespace.
+_NAMES = (TABLE, *(f"{TABLE}-{number}" for number in range(2, 100)))
+_LACKING = (errno.EOPNOTSUPP, errno.ENOENT, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+_STEP = "rules of the sandboxes' networks"
 
-_CHAINS = f"""
-  set bridges {{ type ifname; }}
-  set internal {{ type ifname; }}
-  set same {{ type ifname . ifname; }}
-  set closed {{ type ifname; }}
-  set sources4 {{ type ipv4_addr; flags interval; }}
-  set sources6 {{ type ipv6_addr; flags interval; }}
-  map at4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
-  map at6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
-  map any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
-  map any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
-  map loopback6 {{ type inet_proto . inet_service : ipv6_addr; }}
+Element = nft.Element
 
-  # A published port of this host leads to its sandbox.
-  chain published {{
-    fib daddr type != local return
-    dnat ip to ip daddr . meta l4proto . th dport map @at4
-    dnat ip6 to ip6 daddr . meta l4proto . th dport map @at6
-    dnat ip to meta l4proto . th dport map @any4
-    dnat ip6 to meta l4proto . th dport map @any6
-  }}
-  chain from_outside {{
-    type nat hook prerouting priority dstnat; policy accept;
-    # What a host beside this one sends to the loopback's addresses the kernel drops, but later.
-    ip daddr 127.0.0.0/8 return
-    ip6 daddr ::1 return
-    jump published
-  }}
-  chain from_host {{ type nat hook output priority -100; policy accept; jump published; }}
 
-  # ::1 may not leave this host as a source, and no setting allows it: it is exchanged before
-  # connections are looked at, and back again afterwards.
-  chain loopback_out {{
-    type route hook output priority -310; policy accept;
-    ip6 daddr ::1 ip6 saddr set meta l4proto . th dport map @loopback6
-  }}
-  chain loopback_in {{
-    type filter hook input priority 110; policy accept;
-    iifname @bridges ip6 saddr ::1 ip6 daddr set ::1
-  }}
-  # 127.0.0.1 as a source may leave it over our bridges; the other way nothing of it comes in.
-  chain martians {{
-    type filter hook prerouting priority raw; policy accept;
-    iifname @bridges ip daddr 127.0.0.0/8 drop
-    iifname @bridges ip saddr 127.0.0.0/8 drop
-    iifname @bridges ip6 daddr ::1 drop
-    iifname @bridges ip6 saddr ::1 drop
-  }}
+def _contents(name: str, owner: str, *, instead: bool) -> list[Message]:
+    """All tables without elements; *instead* of those that are there."""
+    found = []
+    for table in tables():
+        new = nft.new_table(table.family, name, owner)
+        # To take a table away the kernel waits for all its processors: 10 ms.
+        found += [new, nft.delete_table(table.family, name), new] if instead else [nft.alone(new)]
+        found += [nft.new_set(table.family, name, *one) for one in table.sets]
+        found += [nft.new_chain(table.family, name, chain.name, chain.hook) for chain in table.chains]
+        found += [
+            nft.new_rule(table.family, name, chain.name, rule) for chain in table.chains for rule in chain.rules
+        ]
+    return found
 
-  chain outgoing {{
-    type nat hook postrouting priority srcnat; policy accept;
-    oifname @bridges ip saddr 127.0.0.0/8 masquerade
-    oifname @bridges ct status dnat ip saddr @sources4 masquerade
-    oifname @bridges ct status dnat ip6 saddr @sources6 masquerade
-    oifname @internal ct status dnat masquerade
-    oifname != @bridges ip saddr @sources4 masquerade
-    oifname != @bridges ip6 saddr @sources6 masquerade
-  }}
 
-  chain forward {{
-    type filter hook forward priority filter; policy accept;
-    # Where we switched forwarding on, the host does not become a router for others by it.
-    iifname @closed oifname @closed drop
-    iifname != @bridges oifname != @bridges accept
-    ct state established,related accept
-    # Within a network, where packets on a bridge come by here at all (br_netfilter).
-    iifname . oifname @same accept
-    iifname @internal reject with icmpx admin-prohibited
-    ct status dnat oifname @bridges accept
-    iifname @bridges oifname @bridges reject with icmpx admin-prohibited
-    oifname @bridges drop
-    # Nobody sends by another's address, who has the right to try.
-    ip saddr != @sources4 drop
-    ip6 saddr != @sources6 drop
-    ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
-    ip6 daddr {_METADATA6} reject with icmpx admin-prohibited
-    accept
-  }}
-
-  # What sandboxes may ask of the host itself: whether it is there.
-  chain host {{
-    ct state established,related accept
-    icmp type echo-request accept
-    icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} accept
-    meta pkttype != host drop
-    meta l4proto tcp reject with tcp reset
-    reject with icmpx port-unreachable
-  }}
-  chain input {{
-    type filter hook input priority filter; policy accept;
-    iifname @bridges jump host
-  }}
-"""
-
-Element = tuple[str, str]
+# ---- elements ---------------------------------------------------------------------------------
 
 
 def of_network(net: Net) -> list[Element]:
     """What a network puts into the sets."""
-    name = f'"{net.bridge}"'
-    found = [("bridges", name), ("same", f"{name} . {name}")]
-    if net.internal:
-        found.append(("internal", name))
-    if net.v4:
-        found.append(("sources4", net.v4))
-    if net.v6:
-        found.append(("sources6", net.v6))
-    return found
+    return [("same", x.interface(net.bridge) * 2, b"")]
+
+
+def _place(protocol: str, port: int) -> bytes:
+    return bytes([_PROTOCOLS[protocol], 0, 0, 0]) + port.to_bytes(2, "big") + b"\0\0"
+
+
+def _leads_to(address: str, port: int) -> bytes:
+    return ip_address(address).packed + port.to_bytes(2, "big") + b"\0\0"
 
 
 def of_ports(net: Net, member: Member) -> list[Element]:
     """What the ports of a sandbox put into the maps."""
     found: list[Element] = []
     for address, port, protocol, target in member.ports:
-        key = f"{protocol} . {port}"
+        key = _place(protocol, port)
         if member.v4 and address in ("", "0.0.0.0"):
-            found.append(("any4", f"{key} : {member.v4} . {target}"))
+            found.append(("any4", key, _leads_to(member.v4, target)))
         elif member.v4 and address and ":" not in address:
-            found.append(("at4", f"{address} . {key} : {member.v4} . {target}"))
+            found.append(("at4", ip_address(address).packed + key, _leads_to(member.v4, target)))
         if member.v6 and address in ("", "::"):
-            found.append(("any6", f"{key} : {member.v6} . {target}"))
+            found.append(("any6", key, _leads_to(member.v6, target)))
         elif member.v6 and ":" in address:
-            found.append(("at6", f"{address} . {key} : {member.v6} . {target}"))
+            found.append(("at6", ip_address(address).packed + key, _leads_to(member.v6, target)))
         if member.v6 and address in ("", "::", "::1"):
-            found.append(("loopback6", f"{key} : {net.gateway6}"))
+            found.append(("loopback6", key, ip_address(net.gateway6).packed))
     return found
 
 
-def install(book: Book, host: Host) -> None:
+def of_host(book: Book) -> list[Element]:
+    """What this host's own settings put into the sets: where forwarding was opened, and its name servers."""
+    found: list[Element] = [
+        (f"opened{family}", x.interface(link), b"")
+        for family, opened in book.forwarding.items()
+        for link in opened.links
+    ]
+    found += [("near", ip_address(server).packed, b"") for server in book.servers.near]
+    if book.servers.local:
+        found += [("dns", _place(kind, 53), _leads_to(book.servers.local, 53)) for kind in _PROTOCOLS]
+    return found
+
+
+def wanted(book: Book) -> list[Element]:
+    """All elements, as the book says."""
+    found = of_host(book)
+    for net in book.networks.values():
+        found += of_network(net)
+    for member in book.members.values():
+        # Who has not been connected yet, or no longer is, is not reached.
+        if member.published and member.network in book.networks:
+            found += of_ports(book.networks[member.network], member)
+    return list(dict.fromkeys(found))
+
+
+# ---- what stands ------------------------------------------------------------------------------
+
+
+def stand(book: Book) -> bool:
     """
-    Load the whole table as the book says; it is not there yet.
+    See to it that the rules stand as the book says; returns whether they had to be mended.
+
+    Costs one question as long as nobody but us has changed any rule of this host.
 
     Raises:
-        UnsupportedError: There is no nftables here.
-        KernelError: The kernel refuses a rule.
+        UnsupportedError: This kernel has no such rules.
+        KernelError: It refuses one.
     """
-    elements = [element for net in book.networks.values() for element in of_network(net)]
-    for member in book.members.values():
-        if member.network in book.networks:
-            elements += of_ports(book.networks[member.network], member)
-    elements += [("closed", f'"{link}"') for links, _ in book.forwarding.values() for link in links]
-    text = f"table inet {TABLE} {{{_CHAINS}}}\n"
-    nftables.apply(text + _lines("add", dict.fromkeys(elements)), host.nft)
+    if book.rules.table and _generation() == book.rules.generation:
+        return False
+    return reconcile(book)
 
 
-def remove_table(host: Host) -> None:
-    """Take the table away, if it is there."""
-    if netlink.has_table(TABLE):
-        nftables.apply(f"delete table inet {TABLE}\n", host.nft)
+def reconcile(book: Book) -> bool:
+    """The same, by looking at each rule."""
+    for _ in range(_TRIES):
+        number = _generation()
+        digest, found = _stands(book) if book.rules.digest else ("", {})
+        if not digest or digest != book.rules.digest:
+            install(book)
+            _remember(book)
+            return True
+        expected = {(name, key): data for name, key, data in wanted(book)}
+        there = {(name, key): data for name, one in found.items() for key, data in one.items()}
+        wrong = [(*place, data) for place, data in there.items() if expected.get(place) != data]
+        missing = [(*place, data) for place, data in expected.items() if there.get(place) != data]
+        if not (wrong or missing):
+            book.rules.generation = number
+            return False
+        if _transact(book, wrong, missing, number):
+            return True
+    raise _busy()
 
 
-def add(elements: Iterable[Element], host: Host) -> None:
-    """Put elements into their sets; those that are there stay. Raises: KernelError."""
-    if text := _lines("add", elements):
-        nftables.apply(text, host.nft)
+def change(book: Book, *, add: Iterable[Element] = (), remove: Iterable[Element] = ()) -> None:
+    """
+    Put elements into their sets, and take others out; the book already says so, and is to be saved after.
 
+    Where the rules are not as the book had them, whatever is wrong is mended.
 
-def remove(elements: Iterable[Element], host: Host) -> None:
-    """Take elements out of their sets; also if others have flushed the rules meanwhile."""
-    known = list(elements)
-    if not known or not netlink.has_table(TABLE):
+    Raises:
+        KernelError: The kernel refuses one.
+    """
+    added, removed = list(dict.fromkeys(add)), list(dict.fromkeys(remove))
+    if not book.rules.table or not (added or removed):
         return
-    # First added: taking out what is not there is an error.
-    nftables.apply(_lines("add", known) + _lines("delete", known), host.nft)
+    try:
+        if _transact(book, removed, added, book.rules.generation):
+            return
+    except KernelError as error:
+        # There already and with another aim, or not there: not as the book has it, by nobody's change.
+        if error.errno not in (errno.EEXIST, errno.ENOENT, errno.EBUSY):
+            raise
+    reconcile(book)
 
 
-def _lines(verb: str, elements: Iterable[Element]) -> str:
-    return "".join(f"{verb} element inet {TABLE} {name} {{ {value} }}\n" for name, value in elements)
+def _transact(book: Book, remove: list[Element], add: list[Element], number: int) -> bool:
+    name = book.rules.table
+    messages = nft.delete_elements(nft.INET, name, remove) + nft.add_elements(nft.INET, name, add)
+    done = nft.transact(messages, number)
+    if done:
+        book.rules.generation = nft.following(number)
+    return done
 
 
-def refused(error: KernelError) -> str:
-    """Which expression a kernel lacks that refused the table, for the error."""
-    match = re.search(r"(fib|reject|masquerade|dnat|ct|th)\b", error.hint)
-    return f"a kernel with nftables and {match[1]}" if match else "a kernel with nftables"
+def install(book: Book) -> None:
+    """
+    Load all tables as the book says, in place of what is there.
+
+    Raises:
+        UnsupportedError: This kernel has no such rules.
+    """
+    if not book.rules.table:
+        book.rules.table = _free_name()
+    name, instead = book.rules.table, False
+    for _ in range(_TRIES):
+        number = _generation()
+        messages = _contents(name, book.rules.owner, instead=instead)
+        try:
+            done = nft.transact(messages + nft.add_elements(nft.INET, name, wanted(book)), number)
+        except KernelError as error:
+            if error.errno == errno.EEXIST and not instead:
+                instead = True
+                continue
+            if error.errno in _LACKING:
+                raise _missing(error) from error
+            raise
+        if done:
+            book.rules.generation = nft.following(number)
+            # How the kernel tells of them is looked at when they are first to be compared.
+            book.rules.digest = ""
+            return
+    raise _busy()
 
 
-__all__ = ["TABLE", "add", "install", "of_network", "of_ports", "refused", "remove", "remove_table"]
+def remove_tables(book: Book) -> None:
+    """Take all tables away that are there."""
+    if book.rules.table:
+        _remove(book.rules.table)
+    book.rules.table = book.rules.digest = ""
+
+
+def _remove(name: str) -> None:
+    # First made: taking away what is not there is an error.
+    messages = [
+        one
+        for table in tables()
+        for one in (nft.new_table(table.family, name, ""), nft.delete_table(table.family, name))
+    ]
+    nft.transact(messages)
+
+
+def remove_strangers(book: Book) -> None:
+    """Take away tables of ours that no living program's book names."""
+    for name in _NAMES:
+        owner = nft.comment(nft.INET, name)
+        if owner is not None and name != book.rules.table and not presence.exists(owner):
+            _remove(name)
+
+
+def _free_name() -> str:
+    """``sandboxlib``, unless living programs that have another book (a /run of their own) have that."""
+    for name in _NAMES:
+        owner = nft.comment(nft.INET, name)
+        if owner is None or not presence.exists(owner):
+            return name
+    raise KernelError(errno.EEXIST, f"nft add table inet {TABLE}", _STEP)
+
+
+def _stands(book: Book) -> tuple[str, dict[str, dict[bytes, bytes]]]:
+    """What the rules are, in short, or nothing where a table is missing; and all elements."""
+    name = book.rules.table
+    with using() as sock:
+        parts = [
+            nft.rules(sock, table.family, name, [chain.name for chain in table.chains]) for table in tables()
+        ]
+        found = {one: nft.elements(sock, nft.INET, name, one) for one, _, _ in SETS}
+    return hashlib.sha256(b"\1".join(parts)).hexdigest() if all(parts) else "", found
+
+
+def _remember(book: Book) -> None:
+    digest, _ = _stands(book)
+    # Unless somebody has changed them meanwhile.
+    if nft.generation() == book.rules.generation:
+        book.rules.digest = digest
+
+
+def _generation() -> int:
+    try:
+        return nft.generation()
+    except KernelError as error:
+        raise _missing(error) from error
+
+
+def _missing(error: KernelError) -> UnsupportedError:
+    why = f"{error.call}: {error.hint}" if error.hint else error.call
+    return UnsupportedError("a bridge", f"a kernel with nf_tables ({why})", nft.HINT)
+
+
+def _busy() -> KernelError:
+    return KernelError(errno.EBUSY, "nft -f -", _STEP, "others change this host's rules all the time")
+
+
+__all__ = [
+    "TABLE",
+    "change",
+    "install",
+    "of_host",
+    "of_network",
+    "of_ports",
+    "reconcile",
+    "remove_strangers",
+    "remove_tables",
+    "stand",
+    "wanted",
+]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from sandboxlib.engine import bridges
+from sandboxlib.engine import bridges, resolver, teardown
 from sandboxlib.engine.alone import OpenNamespace, OpenNetwork
 from sandboxlib.engine.current import program
-from sandboxlib.engine.ledger import Member, locked
+from sandboxlib.engine.ledger import Member, Net, locked
+from sandboxlib.engine.presence import Presence
+from sandboxlib.engine.ranges import Surroundings
 from sandboxlib.errors import StateError
 from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX
@@ -40,18 +42,30 @@ class OpenBridge(OpenNetwork):
         self._host = host
         self._token = PREFIX + fresh_name().removeprefix(PREFIX)
         self._open = False
+        self._present: Presence | None = None
 
     def make(self) -> None:
         """Make it, or find it. Raises: NetworkError, UnsupportedError, KernelError; see `hold`."""
-        with locked(self._host.run_dir) as book:
-            bridges.sweep(book, self._host)
-            net = bridges.ensure(book, self.network, self._host)
-            book.members[self._token] = Member(net.name)
-            book.save()
         self._open = True
+        around: Surroundings | None = None
+        while (net := self._made(around)) is None:
+            around = Surroundings.look(resolver.of_host().every)
         self.interface = net.bridge
         self.subnet, self.gateway = net.v4 or net.v6, net.gateway4 or net.gateway6
         self.subnet6, self.gateway6 = net.v6 or None, net.gateway6 or None
+
+    def _made(self, around: Surroundings | None) -> Net | None:
+        with locked(self._host.run_dir) as book:
+            teardown.sweep(book)
+            if around is None and self.network.name not in book.networks:
+                return None
+            if self._present is None:
+                book.rules.owner = book.rules.owner or os.urandom(8).hex()
+                self._present = Presence(book.rules.owner)
+            net = bridges.ensure(book, self.network, self._host, around)
+            book.members[self._token] = Member(net.name)
+            book.save()
+        return net
 
     @property
     def endpoints(self) -> dict[str, str]:
@@ -74,10 +88,13 @@ class OpenBridge(OpenNetwork):
     def _leave(self) -> None:
         self.namespace.close()
         if self._open:
-            self._open = False
             with locked(self._host.run_dir) as book:
-                if self._token in book.members:
-                    bridges.leave(book, self._token, self._host)
+                there = [self._token] if self._token in book.members else []
+                leaving = teardown.strike(book, there, self._token)
+            teardown.clear_away(self._host.run_dir, leaving)
+            self._open = False
+        if self._present is not None:
+            self._present.leave()
 
     async def aclose(self, waiter: Waiter) -> None:
         """Let go of it: it is gone when nobody is on it. Idempotent."""
@@ -102,7 +119,12 @@ async def hold(waiter: Waiter, network: Network) -> OpenBridge:
     host = program().host
     planned.check(SandboxSpec(network=network), host)
     held = OpenBridge(network, host)
-    await waiter.work(held.make)
+    try:
+        await waiter.work(held.make)
+    except BaseException:
+        with waiter.shield():
+            await held.aclose(waiter)
+        raise
     return held
 
 

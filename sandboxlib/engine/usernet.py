@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 from sandboxlib.engine import helpers, hosts
 from sandboxlib.engine.ports import Taken
 from sandboxlib.errors import KernelError, NetworkError, SandboxError
-from sandboxlib.kernel import netlink
+from sandboxlib.kernel import routes
 from sandboxlib.kernel.cgroup import fresh_name
 from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
 from sandboxlib.kernel.descriptor import Fd, socket_of
+from sandboxlib.kernel.netlink import carry_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,8 +101,8 @@ class Userland:
         return None
 
     def _connect(self, pid: int, inside: socket.socket) -> helpers.Helper:
-        closed = [netlink.unreachable(target) for target in CLOSED if self._host.ipv6 or ":" not in target]
-        netlink.carry_out(inside, closed, "addresses that are closed")
+        closed = [routes.unreachable(target) for target in CLOSED if self._host.ipv6 or ":" not in target]
+        carry_out(inside, closed, "addresses that are closed")
         # From here on they are the helper's: only one can listen.
         self._ports.release()
         refusals = []

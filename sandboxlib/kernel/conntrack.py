@@ -1,60 +1,175 @@
 """
-Forgets connections: what the kernel remembers of a published port outlives its rule.
+Forgets connections: what the kernel remembers of an address outlives whoever had it.
 
-A UDP client that goes on sending would be led to where the port led before.
+A server that one sandbox asked could go on answering the next with its address; a client that goes on
+sending would be led to where a port led before. So each address that leaves is forgotten, and each port that comes.
 
-Kernel: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+Kernel: include/uapi/linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 
 from sandboxlib.errors import KernelError
-from sandboxlib.kernel.netlink import NETFILTER, Message, attribute, attributes, carry_out, dump, open_socket
+from sandboxlib.kernel.netfilter import using
+from sandboxlib.kernel.netlink import (
+    NESTED,
+    Message,
+    attribute,
+    attributes,
+    carry_out,
+    dump,
+    number,
+)
 
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
-_TUPLE_ORIG, _TUPLE_REPLY = 1, 2
-_TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM = 1, 2, 1
-_SOURCE = {socket.AF_INET: 1, socket.AF_INET6: 3}
-_NESTED = 0x8000
+_ORIGINAL, _REPLY = 1, 2
+_IP, _PROTOCOL = 1, 2
+_NUMBER, _DESTINATION_PORT = 1, 3
+_FILTER, _ORIGINAL_FLAGS, _REPLY_FLAGS = 25, 1, 2
+#: CTA_FILTER_F_CTA_IP_SRC, _IP_DST, _PROTO_NUM, _PROTO_DST_PORT.
+_BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1, 2, 8, 32
+_COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
+_STEP = "connections of addresses and ports that are given out"
+#: More single questions than this cost more than one look at all that there is.
+_SINGLE = 64
+
+Known = dict[int, bytes]
 
 
-def forget(addresses: Collection[bytes], protocol: int) -> int:
+def _family(packed: bytes) -> int:
+    return socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+
+
+def _head(family: int) -> bytes:
+    # Version 1: the kernel is to heed the family.
+    return struct.pack("=BBH", family, 1, 0)
+
+
+def _source(packed: bytes) -> bytes:
+    return attribute(1 if len(packed) == 4 else 3, packed)
+
+
+def _destination(packed: bytes) -> bytes:
+    return attribute(2 if len(packed) == 4 else 4, packed)
+
+
+def _flush(packed: bytes, direction: int, flags: int, *inside: bytes) -> Message:
+    which = attribute(_FILTER | NESTED, *(
+        number(kind, flags if kind == direction else 0) for kind in (_ORIGINAL_FLAGS, _REPLY_FLAGS)
+    ))  # fmt: skip
+    body = _head(_family(packed)) + attribute(direction | NESTED, *inside) + which
+    return Message(_DELETE, 0, body, f"conntrack --delete ({ip_address(packed)})", (errno.ENOENT,))
+
+
+def forget(addresses: Iterable[str]) -> None:
     """
-    Forget all connections of *protocol* that are answered by one of *addresses*, in packed form.
-
-    Returns:
-        How many.
+    Forget all connections that *addresses* began or answer, of whatever protocol, and however translated.
 
     Raises:
         KernelError: The kernel lists them and forgets none.
     """
-    found = []
-    with open_socket(NETFILTER) as sock:
-        for family in {socket.AF_INET if len(packed) == 4 else socket.AF_INET6 for packed in addresses}:
-            head = struct.pack("=BBH", family, 0, 0)
+    packed = {ip_address(address).packed for address in addresses}
+    messages = []
+    for one in packed:
+        # Its own, whose answers come to this host; and those that led to it, whatever they asked for.
+        messages.append(_flush(one, _ORIGINAL, _BY_SOURCE, attribute(_IP | NESTED, _source(one))))
+        messages.append(_flush(one, _REPLY, _BY_SOURCE, attribute(_IP | NESTED, _source(one))))
+
+    def concerns(original: Known, reply: Known) -> bool:
+        return any(
+            attributes(side.get(_IP, b"")).get(kind) in packed
+            for side in (original, reply)
+            for kind in (1, 2, 3, 4)
+        )
+
+    _carry_out(messages, concerns)
+
+
+def forget_ports(places: Iterable[tuple[str, int]], own: Iterable[str], keep: Iterable[str]) -> None:
+    """
+    Forget what is sent to UDP ports of this host, but what is answered by those who have them now.
+
+    Who began before a port was published would go on being led to the host itself. TCP begins anew by itself.
+
+    Args:
+        places: Addresses of this host, empty for all, with ports.
+        own: All addresses of this host.
+        keep: Who answers now.
+    """
+    wanted = {
+        (ip_address(address).packed, port)
+        for given, port in places
+        for address in ((given,) if given not in ("", "0.0.0.0", "::") else own)
+    }
+    kept = {ip_address(address).packed for address in keep}
+    messages = []
+    for packed, port in wanted:
+        protocol = attribute(
+            _PROTOCOL | NESTED, attribute(_NUMBER, b"\x11"), attribute(_DESTINATION_PORT, struct.pack(">H", port))
+        )
+        flags = _BY_DESTINATION | _BY_PROTOCOL | _BY_PORT
+        messages.append(_flush(packed, _ORIGINAL, flags, attribute(_IP | NESTED, _destination(packed)), protocol))
+
+    def concerns(original: Known, reply: Known) -> bool:
+        address, protocol = attributes(original.get(_IP, b"")), attributes(original.get(_PROTOCOL, b""))
+        port = int.from_bytes(protocol.get(_DESTINATION_PORT, b""), "big")
+        answers = attributes(reply.get(_IP, b""))
+        return (
+            protocol.get(_NUMBER) == b"\x11"
+            and any((address.get(kind, b""), port) in wanted for kind in (2, 4))
+            and not any(answers.get(kind) in kept for kind in (1, 3))
+        )
+
+    _carry_out(messages, concerns)
+
+
+def _carry_out(messages: list[Message], concerns: Callable[[Known, Known], bool]) -> None:
+    if not messages:
+        return
+    with using() as sock:
+        if len(messages) <= _SINGLE:
             try:
-                entries = list(dump(sock, _GET, head))
+                carry_out(sock, messages, _STEP)
             except KernelError as error:
-                # A kernel without nf_conntrack_netlink: what it remembers ends by itself.
-                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-                    return 0
-                raise
-            for data in entries:
-                parts = attributes(data[4:])
-                answer = attributes(parts.get(_TUPLE_REPLY, b""))
-                source = attributes(answer.get(_TUPLE_IP, b"")).get(_SOURCE[family])
-                kind = attributes(answer.get(_TUPLE_PROTO, b"")).get(_PROTO_NUM, b"\0")
-                if source in addresses and kind[0] == protocol:
-                    body = head + attribute(_TUPLE_ORIG | _NESTED, parts[_TUPLE_ORIG])
-                    found.append(Message(_DELETE, 0, body, "conntrack --delete", (errno.ENOENT,)))
-        if found:
-            carry_out(sock, found, "connections of a port that is no longer published")
-    return len(found)
+                if error.errno in _NO_TRACKING:
+                    return
+                # A kernel before 6.9 or so heeds no such filter here: it would be to forget all.
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+            else:
+                return
+        _look_at_all(sock, concerns)
 
 
-__all__ = ["forget"]
+#: A kernel without nf_conntrack_netlink: what it remembers ends by itself.
+_NO_TRACKING = (errno.EPROTONOSUPPORT, errno.EINVAL)
+
+
+def _look_at_all(sock: socket.socket, concerns: Callable[[Known, Known], bool]) -> None:
+    with contextlib.suppress(OSError), open(_COUNT, encoding="ascii") as file:
+        if file.read().strip() == "0":
+            return
+    found = []
+    try:
+        entries = dump(sock, _GET, _head(socket.AF_UNSPEC))
+    except KernelError as error:
+        if error.errno in (*_NO_TRACKING, errno.EOPNOTSUPP):
+            return
+        raise
+    for data in entries:
+        parts = attributes(data[4:])
+        if concerns(attributes(parts.get(_ORIGINAL, b"")), attributes(parts.get(_REPLY, b""))):
+            body = data[:1] + _head(0)[1:] + attribute(_ORIGINAL | NESTED, parts[_ORIGINAL])
+            found.append(Message(_DELETE, 0, body, "conntrack --delete", (errno.ENOENT,)))
+    for at in range(0, len(found), 200):
+        carry_out(sock, found[at : at + 200], _STEP)
+
+
+__all__ = ["forget", "forget_ports"]

@@ -79,7 +79,6 @@ def probe() -> Host:
         search_path=_search_path(),
         run_dir=_run_dir(uid),
         ipv6=os.path.exists("/proc/net/if_inet6"),
-        nft=_nft() if privileged else "",
         pasta=subids.tool("pasta") or "",
         slirp4netns=subids.tool("slirp4netns") or "",
         tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
@@ -159,15 +158,6 @@ def _userns_hint(privileged: bool) -> str:
             "or set kernel.apparmor_restrict_unprivileged_userns to 0 with sysctl(8)"
         )
     return ""
-
-
-def _nft() -> str:
-    """Where it may lie, without loading it: few programs make a network."""
-    triplet = f"{os.uname().machine}-linux-gnu"
-    for folder in (f"/usr/lib/{triplet}", "/usr/lib64", "/usr/lib", f"/lib/{triplet}", "/lib64", "/lib"):
-        if os.path.exists(f"{folder}/libnftables.so.1"):
-            return "library"
-    return subids.tool("nft") or ""
 
 
 def _entry(path: str) -> Entry | None:

@@ -14,13 +14,14 @@ import socket
 import struct
 
 from sandboxlib.errors import KernelError, UnsupportedError
-from sandboxlib.kernel import netlink
-from sandboxlib.kernel.netlink import Message, attribute
+from sandboxlib.kernel import links
+from sandboxlib.kernel.netlink import Message, attribute, carry_out
+from sandboxlib.kernel.packet_filter import COMES
+from sandboxlib.kernel.packet_filter import TC as _TC
 
 _NEWQDISC, _NEWTFILTER = 36, 44
 _CREATE = 0x400 | 0x200
-_ROOT, _INGRESS, _INGRESS_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFF0000
-_TC = struct.Struct("=BxxxiIII")
+_ROOT = 0xFFFFFFFF
 _LEAST_BURST = 32768
 
 
@@ -38,43 +39,39 @@ def _bucket(link: int, rate: int) -> Message:
     return Message(_NEWQDISC, _CREATE, body, f"tc qdisc add dev {link} root tbf rate {rate}bps")
 
 
-def _redirect(link: int, other: int) -> list[Message]:
-    body = _TC.pack(0, link, _INGRESS_HANDLE, _INGRESS, 0) + attribute(1, b"ingress\0")
+def _redirect(link: int, other: int) -> Message:
     every = struct.pack("=BBBxHHhhI", 1, 0, 1, 0, 0, 0, 0, 0) + bytes(16)
     action = attribute(2, struct.pack("=IIiiiiI", 0, 0, 4, 0, 0, 1, other))
     actions = attribute(1, attribute(1, b"mirred\0"), attribute(2, action))
     options = attribute(5, every) + attribute(7, actions)
-    head = _TC.pack(0, link, 0, _INGRESS_HANDLE, 1 << 16 | socket.htons(3))
-    return [
-        Message(_NEWQDISC, _CREATE, body, f"tc qdisc add dev {link} ingress"),
-        Message(
-            _NEWTFILTER,
-            _CREATE,
-            head + attribute(1, b"u32\0") + attribute(2, options),
-            f"tc filter add dev {link} ingress u32 match u32 0 0 action mirred egress redirect dev {other}",
-        ),
-    ]
+    # After the port's own filter, which is the first.
+    head = _TC.pack(0, link, 0, COMES, 2 << 16 | socket.htons(3))
+    return Message(
+        _NEWTFILTER,
+        _CREATE,
+        head + attribute(1, b"u32\0") + attribute(2, options),
+        f"tc filter add dev {link} ingress u32 match u32 0 0 action mirred egress redirect dev {other}",
+    )
 
 
 def shape(sock: socket.socket, link: str, queue: str, rate: int) -> None:
     """
-    Let *rate* bytes a second pass *link* each way; *queue* is made for one of them.
+    Let *rate* bytes a second pass *link* each way, which has filters; *queue* is made for one of them.
 
     Raises:
         UnsupportedError: This kernel has no token buckets.
         KernelError: Another failure.
     """
     try:
-        netlink.carry_out(sock, [netlink.ifb(queue), netlink.up(queue)])
-        first, second = netlink.index(link), netlink.index(queue)
-        messages = [_bucket(first, rate), _bucket(second, rate), *_redirect(first, second)]
-        netlink.carry_out(sock, messages, "bandwidth")
+        carry_out(sock, [links.ifb(queue), links.up(queue)])
+        first, second = links.index(link), links.index(queue)
+        carry_out(sock, [_bucket(first, rate), _bucket(second, rate), _redirect(first, second)], "bandwidth")
     except KernelError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.ENOENT):
             raise UnsupportedError(
                 "rate= of a network",
-                "a kernel with CONFIG_IFB, NET_SCH_TBF, NET_SCH_INGRESS, NET_CLS_U32, NET_ACT_MIRRED",
-                "load ifb, sch_tbf, sch_ingress, cls_u32 and act_mirred with modprobe(8)",
+                "a kernel with CONFIG_IFB, NET_SCH_TBF, NET_CLS_U32, NET_ACT_MIRRED",
+                "load ifb, sch_tbf, cls_u32 and act_mirred with modprobe(8)",
             ) from error
         raise
 

@@ -79,9 +79,8 @@ def check(spec: SandboxSpec, host: Host) -> None:
     if not host.privileged:
         raise UnsupportedError(what, "root", "use Network.user(), which needs none, or run this as root")
     if not host.nft:
-        raise UnsupportedError(
-            what, "libnftables or nft(8)", "install libnftables1 (or nftables), or use Network.user()"
-        )
+        hint = "load it with 'modprobe nf_tables', or boot a kernel with CONFIG_NF_TABLES"
+        raise UnsupportedError(what, "a kernel with nf_tables", hint)
     wants6 = any(one.ipv6 or ":" in (one.subnet or "") for one in network.every)
     if wants6 and not host.ipv6:
         raise UnsupportedError("IPv6 on a bridge", "a kernel with IPv6", "leave ipv6= out")
