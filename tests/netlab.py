@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +107,24 @@ try:
     print(ask())
 except OSError as error:
     print("no:", type(error).__name__, error)
+"""
+
+
+#: Prints every frame that comes or goes by an interface, until its input ends.
+RECORD = """
+import select, socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+s.bind((sys.argv[1], 0))
+print("ready", file=sys.stderr, flush=True)
+while True:
+    ready, _, _ = select.select([s, 0], [], [])
+    if s in ready:
+        data, (_, _, kind, *_) = s.recvfrom(65536)
+        print("out" if kind == 4 else "in", data.hex())
+    elif 0 in ready:
+        break
+sys.stdout.flush()
 """
 
 
@@ -217,6 +236,31 @@ def ask(where: Any, host: str, port: int, kind: str, patience: float = 1) -> str
         inside = ["ip", "netns", "exec", where] if where else []
         return sh(*inside, sys.executable, *arguments).strip()
     return str(where.run(["python3", *arguments], text=True).stdout).strip()
+
+
+class Recorder:
+    """What comes in by an interface: of a sandbox, of a neighbour by name, or of the host ("")."""
+
+    def __init__(self, where: Any, link: str = "eth0") -> None:
+        if isinstance(where, str):
+            inside = ["ip", "netns", "exec", where] if where else []
+        else:
+            inside = ["nsenter", "--target", str(where._engine.pid), "--net"]
+        command = [*inside, sys.executable, "-SEc", RECORD, link]
+        self._said = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=self._said, stderr=subprocess.PIPE, text=True
+        )
+        assert self._process.stderr is not None
+        assert self._process.stderr.readline() == "ready\n"
+
+    def frames(self, way: str = "in") -> list[bytes]:
+        """End it, and give what came in, or went "out"."""
+        # What was sent before this has arrived: a frame crosses a bridge within the call that sends it.
+        self._process.communicate(timeout=30)
+        with self._said as said:
+            said.seek(0)
+            return [bytes.fromhex(line.split()[1]) for line in said if line.split()[0] == way]
 
 
 def running(*names: str, uid: int) -> list[str]:
