@@ -131,7 +131,8 @@ def _network(host: Host) -> Finding:
     if host.privileged:
         if host.nft:
             return Finding("network", "ok", "Network.bridge(), with rules by the kernel's nf_tables")
-        return Finding("network", "note", "no Network.bridge(): no nf_tables", "load it with 'modprobe nf_tables'")
+        remedy = "load it with 'modprobe nf_tables'"
+        return Finding("network", "note", "no Network.bridge(): no nf_tables", remedy)
     if not (host.pasta or host.slirp4netns):
         return Finding("network", "note", "no Network.user()", "install the package passt (or slirp4netns)")
     if not host.tun:
@@ -235,6 +236,21 @@ def others() -> Iterator[Finding]:
         )
 
 
+def put_right(host: Host) -> Iterator[Finding]:
+    """What dead programs left of networks, and what others did to those that stand; it is put right."""
+    if host.privileged:
+        from sandboxlib.engine.bridges import look_after
+    else:
+        from sandboxlib.engine.usernet import look_after
+    try:
+        found = look_after(host)
+    except SandboxError as error:
+        yield Finding("networks", "missing", str(error))
+        return
+    if found:
+        yield Finding("networks", "note", f"put right: {'; '.join(dict.fromkeys(found))}")
+
+
 def around(*, works: bool) -> Iterator[Finding]:
     """What this program runs inside of, as far as it takes something away."""
     from sandboxlib.surroundings import surroundings
@@ -254,6 +270,7 @@ def findings() -> Iterator[Finding]:
         yield Finding(DEFAULT, "missing", str(error))
         return
     yield from examine(host)
+    yield from put_right(host)
     if host.privileged:
         yield from others()
     tried = list(attempts(host))

@@ -32,7 +32,6 @@ ROOT_V1 = Host(
     search_path=("/usr/bin", "/bin"),
     run_dir="/run/sandboxlib",
     ipv6=True,
-    nft="library",
 )
 ROOT_V2 = attrs.evolve(ROOT_V1, cgroups=V2)
 USER = attrs.evolve(
@@ -42,7 +41,6 @@ USER = attrs.evolve(
     privileged=False,
     cgroups=NONE,
     run_dir="/run/user/1000/sandboxlib-1000",
-    nft="",
 )
 DELEGATED = CGroupHost(
     version=2,

@@ -128,6 +128,49 @@ sys.stdout.flush()
 """
 
 
+#: The same for many at once: one line for each, in order.
+ASK_ALL = """
+import select, socket, sys, time
+patience, *asked = sys.argv[1:]
+found, waiting = {}, {}
+poll = select.poll()
+for number, text in enumerate(asked):
+    host, port, kind = text.split()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    s = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    s.setblocking(False)
+    try:
+        error = s.connect_ex((host, int(port)))
+        if error not in (0, 115):
+            raise OSError(error, "connect")
+        if kind == "udp":
+            s.send(b"x")
+        waiting[s.fileno()] = [number, s, kind == "udp"]
+        poll.register(s, select.POLLIN if kind == "udp" else select.POLLOUT)
+    except OSError as problem:
+        found[number] = f"no: {problem}"
+until = time.monotonic() + float(patience)
+while waiting and (left := until - time.monotonic()) > 0:
+    for fd, event in poll.poll(left * 1000):
+        number, s, connected = waiting[fd]
+        try:
+            if connected:
+                said = s.recv(1000).decode()
+            else:
+                s.send(b"x")
+                waiting[fd][2] = True
+                poll.modify(fd, select.POLLIN)
+                continue
+        except OSError as problem:
+            said = f"no: {problem}"
+        found[number] = said or "no: closed"
+        poll.unregister(fd)
+        del waiting[fd]
+for number in range(len(asked)):
+    print(found.get(number, "no: timeout"))
+"""
+
+
 class Lab:
     """The program, from outside; a context manager."""
 
@@ -238,6 +281,15 @@ def ask(where: Any, host: str, port: int, kind: str, patience: float = 1) -> str
     return str(where.run(["python3", *arguments], text=True).stdout).strip()
 
 
+def ask_all(where: Any, asked: list[tuple[str, int, str]], patience: float = 1) -> list[str]:
+    """The same of many (host, port, kind) at once."""
+    arguments = ["-SEc", ASK_ALL, str(patience), *(f"{host} {port} {kind}" for host, port, kind in asked)]
+    if isinstance(where, str):
+        inside = ["ip", "netns", "exec", where] if where else []
+        return sh(*inside, sys.executable, *arguments).splitlines()
+    return str(where.run(["python3", *arguments], text=True, check=True).stdout).splitlines()
+
+
 class Recorder:
     """What comes in by an interface: of a sandbox, of a neighbour by name, or of the host ("")."""
 
@@ -247,7 +299,7 @@ class Recorder:
         else:
             inside = ["nsenter", "--target", str(where._engine.pid), "--net"]
         command = [*inside, sys.executable, "-SEc", RECORD, link]
-        self._said = tempfile.TemporaryFile("w+")
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed when it is read
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=self._said, stderr=subprocess.PIPE, text=True
         )

@@ -25,7 +25,7 @@ _ALL_NODES, _ALL_NODES_MAC = ip_address("ff02::1").packed, bytes.fromhex("333300
 
 def _sum(data: bytes) -> int:
     """The checksum of the Internet. Spec: RFC 1071."""
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sandboxlib.host import Host
     from sandboxlib.network import Network
 
+
 def ensure(book: Book, network: Network, host: Host, around: Surroundings | None) -> Net:
     """
     Find a network, or make it; what is wrong with one that is there is mended.
@@ -79,7 +80,7 @@ def _make(book: Book, net: Net, host: Host) -> None:
     mac = pool.mac_of(net.gateway4 or net.gateway6)
     with open_socket() as sock:
         try:
-            carry_out(sock, [links.bridge(net.bridge, mac, net.mtu, _alias(book))], f"network {net.name!r}")
+            carry_out(sock, [links.bridge(net.bridge, mac, net.mtu)], f"network {net.name!r}")
         except KernelError as error:
             if error.errno == errno.EOPNOTSUPP:
                 raise UnsupportedError(
@@ -88,15 +89,14 @@ def _make(book: Book, net: Net, host: Host) -> None:
             raise
         link = links.index(net.bridge)
         try:
-            carry_out(sock, packet_filter.guarded([port_security.gate(link)]), f"network {net.name!r}")
+            # Whose it is, for programs that have another book.
+            owner = links.alias(link, f"sandboxlib {book.rules.owner}")
+            messages = [*packet_filter.guarded([port_security.gate(link)]), owner]
+            carry_out(sock, messages, f"network {net.name!r}")
         except KernelError as error:
             raise packet_filter.refused("a bridge") from error
         forwarding.settle(net)
         carry_out(sock, _addressed(net, link, host), f"network {net.name!r}")
-
-
-def _alias(book: Book) -> str:
-    return f"sandboxlib {book.rules.owner}"
 
 
 def _addressed(net: Net, link: int, host: Host) -> list[Message]:

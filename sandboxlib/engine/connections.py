@@ -16,7 +16,6 @@ from sandboxlib.engine import (
     firewall,
     forwarding,
     hosts,
-    ledger,
     pool,
     port_security,
     resolver,
@@ -333,7 +332,8 @@ class Connections:
             # Nothing leads to it any more, and nothing comes from it.
             conntrack.forget(address for member in self.members.values() for address in member.addresses)
             with locked(self._host.run_dir) as book:
-                leaving = teardown.strike(book, [token for token in self.members if token in book.members], self._token)
+                there = [token for token in self.members if token in book.members]
+                leaving = teardown.strike(book, there, self._token)
             teardown.clear_away(self._host.run_dir, leaving)
             self._begun = False
         self.members.clear()

@@ -44,9 +44,8 @@ def _contents(name: str, owner: str, *, instead: bool) -> list[Message]:
         found += [new, nft.delete_table(table.family, name), new] if instead else [nft.alone(new)]
         found += [nft.new_set(table.family, name, *one) for one in table.sets]
         found += [nft.new_chain(table.family, name, chain.name, chain.hook) for chain in table.chains]
-        found += [
-            nft.new_rule(table.family, name, chain.name, rule) for chain in table.chains for rule in chain.rules
-        ]
+        rules = [(chain.name, rule) for chain in table.chains for rule in chain.rules]
+        found += [nft.new_rule(table.family, name, chain, rule) for chain, rule in rules]
     return found
 
 

@@ -1,11 +1,11 @@
 """
-Settings of this host's network that bridges need, below /proc/sys, each as it was when it is no longer needed.
+Settings of this host's network that bridges need, below /proc/sys; each is as it was when nobody needs it.
 
-IPv4 is forwarded where the interface at which a packet arrives says so. So it is said for our bridges and for
-the interfaces that are there, not for the host: ``ip_forward`` stays as it is, an interface that comes later
-forwards nothing, and whoever else needs it (Docker, libvirt) finds it off and switches it on for himself. IPv6
-knows only the whole host. Rules see to it that nothing passes between others' interfaces by our doing, see
-`sandboxlib.engine.firewall`.
+IPv4 is forwarded where the interface at which a packet arrives says so. So it is said for our bridges and
+for the interfaces that are there, not for the host: ``ip_forward`` stays as it is, an interface that comes
+later forwards nothing, and whoever else needs it (Docker, libvirt) finds it off and switches it on for
+himself. IPv6 knows only the whole host. Rules see to it that nothing passes between others' interfaces by our
+doing, see `sandboxlib.engine.rules`.
 
 Kernel: Documentation/networking/ip-sysctl.rst.
 """
@@ -152,7 +152,7 @@ def settle(net: Net) -> bool:
 
 
 def allow_localnet(net: Net) -> bool:
-    """Let the host's 127.0.0.1 be a source on a bridge, and on no other interface. Raises: UnsupportedError."""
+    """Let the host's 127.0.0.1 be a source on a bridge, and nowhere else. Raises: UnsupportedError."""
     net.localnet = True
     return put(_conf("4", net.bridge, "route_localnet"), "1", f"a port published by network {net.name!r}")
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sandboxlib.engine.resolver import resolver
+from sandboxlib.kernel.descriptor import openat
 
 if TYPE_CHECKING:
     from sandboxlib.engine.ledger import Book, Member
@@ -24,9 +25,9 @@ _HEAD = "127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost\n"
 
 def create(path: str, lines: Iterable[str]) -> None:
     """Make a file of names."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        os.fchmod(fd, 0o644)
+    fd = openat(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with open(path, "w", encoding="utf-8", opener=fd.opener) as file:
+        os.fchmod(file.fileno(), 0o644)
         file.write(_HEAD + "".join(f"{line}\n" for line in lines))
 
 

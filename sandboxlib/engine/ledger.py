@@ -23,6 +23,7 @@ from typing import Any
 import attrs
 
 from sandboxlib.errors import KernelError, NetworkError
+from sandboxlib.kernel.descriptor import Fd, openat
 
 _LOCK, _BOOK = "lock", "book"
 _FOLDER = "networks-"
@@ -30,9 +31,9 @@ _FOLDER = "networks-"
 _VERSION = 2
 #: How many networks that have gone are remembered, for their addresses.
 _REMEMBERED = 64
-#: Seconds in which another program has to be done with the book: what is done under its lock takes milliseconds.
+#: Seconds in which another program has to be done with the book: what is done with it takes milliseconds.
 PATIENCE = 30.0
-#: SO_NETNS_COOKIE of <asm-generic/socket.h>, Linux 5.14: a number that no other namespace has until the next boot.
+#: SO_NETNS_COOKIE of <asm-generic/socket.h>, Linux 5.14: no other namespace has it until the next boot.
 _COOKIE = 71
 
 
@@ -273,39 +274,39 @@ def locked(run_dir: str, where: str = "") -> Iterator[Book]:
         NetworkError: The book is none, or another program does not give it back.
     """
     where = where or folder(run_dir)
-    try:
-        fd = _lock(where)
-    except OSError as error:
-        raise KernelError(error.errno or 0, f'flock("{where}/{_LOCK}")', "the book of networks") from None
-    try:
+    with _lock(where):
         book = _read(where)
         try:
             yield book
         finally:
             if book.empty:
                 _clear(where)
-    finally:
-        os.close(fd)
 
 
-def _lock(where: str) -> int:
-    while True:
-        os.makedirs(where, mode=0o700, exist_ok=True)
-        try:
-            fd = os.open(f"{where}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue  # taken away in between
-        try:
-            _wait_for(fd, where)
-            # Whoever had it may have taken it away with the folder.
-            if os.stat(f"{where}/{_LOCK}").st_ino == os.fstat(fd).st_ino:
-                return fd
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(fd)
+def _lock(where: str) -> Fd:
+    try:
+        while True:
+            os.makedirs(where, mode=0o700, exist_ok=True)
+            fd = Fd()
+            try:
+                fd = openat(f"{where}/{_LOCK}", os.O_RDWR | os.O_CREAT)
+                _wait_for(fd.fileno(), where)
+                # Whoever had it may have taken it away with the folder.
+                if os.stat(f"{where}/{_LOCK}").st_ino == os.fstat(fd.fileno()).st_ino:
+                    return fd
+            except FileNotFoundError:
+                pass  # taken away in between
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+            except BaseException:
+                fd.close()
+                raise
+            fd.close()
+    except OSError as error:
+        if isinstance(error, KernelError):
             raise
-        os.close(fd)
+        raise KernelError(error.errno or 0, f'flock("{where}/{_LOCK}")', "the book of networks") from None
 
 
 def _wait_for(fd: int, where: str) -> None:

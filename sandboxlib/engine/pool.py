@@ -3,8 +3,8 @@ Which ranges and addresses are given out: free ones, clear of what the host uses
 
 What counts is what would be broken: the host's own addresses and those beside them, its name servers, and
 routes to a part of the range or to the whole of it. A route to more than the range (a VPN's halves of
-everything, a blackhole for all private addresses) is exact about nothing in it: such ranges are taken only where
-there are no others.
+everything, a blackhole for all private addresses) is exact about nothing in it: such ranges are taken only
+where there are no others.
 
 Spec: RFC 1918 (private addresses), RFC 4193 (unique local addresses of IPv6).
 """
@@ -100,7 +100,7 @@ def free_ipv6(taken: Iterable[Range], loose: Iterable[Range] = ()) -> str:
             last = first + (1 << 64) - 1
             if not any(begin <= last and end >= first for begin, end in spans):
                 return str(IPv6Network((first, PREFIX6)))
-    raise NetworkError("no range of IPv6 addresses is free: what the host uses covers fd00::/8; give a subnet=")
+    raise NetworkError("no range of IPv6 addresses is free: the host uses all of fd00::/8; give a subnet=")
 
 
 def first_address(subnet: str) -> str:
@@ -174,6 +174,6 @@ def mac_of(address: str, taken: Collection[str] = ()) -> str:
 
 
 __all__ = [
-    "POOLS", "PREFIX", "Range", "check_address", "first_address", "free_address", "free_ipv4", "free_ipv6", "is_near",
-    "mac_of",
+    "POOLS", "PREFIX", "Range", "check_address", "first_address", "free_address", "free_ipv4", "free_ipv6",
+    "is_near", "mac_of",
 ]  # fmt: skip

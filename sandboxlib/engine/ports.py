@@ -2,8 +2,8 @@
 Ports of the host that lead to a sandbox: taken for as long as they are published.
 
 A socket is bound to each: so nobody else gets it. It has a mark by which the host's rules know that its
-program lives: whatever ends that, the port leads nowhere from that moment on. Whoever finds the socket itself,
-while no rule leads on, gets no answer.
+program lives: whatever ends that, the port leads nowhere from that moment on. Whoever finds the socket
+itself, while no rule leads on, gets no answer.
 """
 
 from __future__ import annotations

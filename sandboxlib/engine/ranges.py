@@ -48,7 +48,9 @@ class Surroundings:
     @classmethod
     def look(cls, servers: Iterable[str]) -> Surroundings:
         """Look. *servers* are this host's name servers, of whatever kind."""
-        own, taken, loose = [], [], []
+        own: list[tuple[pool.Range, str, int]] = []
+        taken: list[pool.Range] = []
+        loose: list[pool.Range] = []
         with open_socket() as sock:
             for one in routes.addresses(sock):
                 bits = 32 if one.version == 4 else 128
@@ -86,6 +88,12 @@ def _mtu_of_way_out(sock: socket.socket) -> int:
 
 
 def planned(book: Book, network: Network, around: Surroundings) -> Net:
+    """
+    What a network will be that is not there yet.
+
+    Raises:
+        NetworkError: Its addresses are not free.
+    """
     assert network.name is not None
     net = Net(network.name, _bridge_name(network), internal=network.internal, forwards=not network.internal)
     others = [ip_network(text) for net in book.networks.values() for text in (net.v4, net.v6) if text]
@@ -104,9 +112,8 @@ def planned(book: Book, network: Network, around: Surroundings) -> Net:
         if network.ipv6:
             net.v6 = pool.free_ipv6(taken, around.loose)
             net.gateway6 = pool.first_address(net.v6)
-    net.someone = [
-        _someone(subnet, gateway) for subnet, gateway in ((net.v4, net.gateway4), (net.v6, net.gateway6)) if subnet
-    ]
+    both = ((net.v4, net.gateway4), (net.v6, net.gateway6))
+    net.someone = [_someone(subnet, gateway) for subnet, gateway in both if subnet]
     net.mtu = network.mtu or around.mtu
     net.last4, net.top4 = book.past.get(net.v4, (0, 0))
     net.last6, net.top6 = book.past.get(net.v6, (0, 0))

@@ -12,6 +12,8 @@ from typing import Literal
 
 import attrs
 
+from sandboxlib.kernel.descriptor import openat
+
 #: What systemd-resolved asks; its own address is the host's loopback, and it answers nobody else.
 _SOURCES = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 _STUBS = ("127.0.0.53", "127.0.0.54")
@@ -49,8 +51,8 @@ class NameServers:
     def missing(self) -> str:
         """Why a sandbox has none to ask, in words."""
         known = [*self.links, *([self.local] if self.local else [])]
-        which = f"this host's ({', '.join(known)}) cannot be asked from here" if known else "this host has none"
-        return f"{which}: give dns="
+        which = f"this host's ({', '.join(known)}) cannot be asked from here"
+        return f"{which if known else 'this host has none'}: give dns="
 
 
 def kind_of(text: str) -> Kind | None:
@@ -148,7 +150,7 @@ def resolver(
         servers = of_host() if servers is None else servers
         domains, options = domains or list(servers.search), servers.options
         if reachable:
-            chosen = [text for text in servers.every if ipaddress.ip_address(text).version in versions][:_MOST]
+            chosen = [text for text in servers.every if (6 if ":" in text else 4) in versions][:_MOST]
             if not chosen and servers.local and gateway:
                 chosen = [gateway]
             if not chosen:
@@ -156,9 +158,9 @@ def resolver(
     text = note + "".join(f"nameserver {server}\n" for server in chosen)
     if domains:
         text += f"search {' '.join(domains)}\n"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        os.fchmod(fd, 0o644)
+    fd = openat(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with open(path, "w", encoding="utf-8", opener=fd.opener) as file:
+        os.fchmod(file.fileno(), 0o644)
         file.write(text + options)
 
 

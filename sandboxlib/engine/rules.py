@@ -81,10 +81,10 @@ def _open() -> Table:
                 _leads_on("at4", x.IPV4), _leads_on("at6", x.IPV6),
                 _leads_on("any4", x.IPV4), _leads_on("any6", x.IPV6),
             )),
-            # 127.0.0.1 as a source may leave this host over our bridges; the other way nothing of it comes in.
+            # 127.0.0.1 as a source may leave this host over our bridges; nothing of it comes in.
             Chain("martians", nft.Hook("filter", nft.PREROUTING, -300), (
                 not_ours + x.ACCEPT,
-                *(ours + way(loopback) + x.DROP for loopback in ("127.0.0.0/8", "::1/128") for way in (x.to, x.from_)),
+                *(ours + way(own) + x.DROP for own in ("127.0.0.0/8", "::1/128") for way in (x.to, x.from_)),
                 # Of use before, at the bridge; others may have rules for marks.
                 x.clear_mark(MARK_FROM),
             )),
@@ -123,8 +123,9 @@ def _open() -> Table:
             Chain("forward", nft.Hook("filter", nft.FORWARD, 0), (
                 # Where we switched forwarding on, the host does not become a router for others by it.
                 *(
-                    x.version(family) + x.meta("iifname") + x.lookup(name) + x.meta("oifname") + x.lookup(name) + x.DROP
-                    for family, name in ((x.IPV4, "opened4"), (x.IPV6, "opened6"))
+                    x.version(family) + x.meta("iifname") + x.lookup(one)
+                    + x.meta("oifname") + x.lookup(one) + x.DROP
+                    for family, one in ((x.IPV4, "opened4"), (x.IPV6, "opened6"))
                 ),
                 not_ours + not_to_ours + x.ACCEPT,
                 ours + to_ours + x.natted(x.NATTED_DESTINATION) + x.set_mark(MARK_FROM),
@@ -150,7 +151,7 @@ def _open() -> Table:
                 x.REJECT_PORT,
             )),
             Chain("input", nft.Hook("filter", nft.INPUT, 0), (ours + x.jump("host"),)),
-            # What belongs to a connection, and does not fit it, has kept the address that it was sent to, this
+            # What belongs to a connection, and does not fit it, keeps the address that it was sent to, this
             # host's. To say that nobody is there, as the kernel would, ends the connection.
             Chain("strays", nft.Hook("filter", nft.INPUT, -1), (
                 x.connection(x.INVALID, not_so=True) + x.ACCEPT,
@@ -197,7 +198,7 @@ def _closed(family: int) -> Table:
                 *(elsewhere + asked + x.ACCEPT for asked in _DNS_PORTS),
                 *(target + elsewhere + x.DROP for target in near),
             )),
-            # Connections that are there go on being translated: the kernel does it as long as a chain may ask for it.
+            # Connections that are there go on being translated, as long as some chain may ask for it.
             Chain("translated", nft.Hook("nat", nft.POSTROUTING, 101), ()),
             # No address of a sandbox's is on the wire.
             Chain("outgoing", nft.Hook("filter", nft.POSTROUTING, 110), (

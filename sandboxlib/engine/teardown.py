@@ -1,8 +1,9 @@
 """
 How sandboxes leave their networks, and networks this host; and what dead programs left of both.
 
-First nothing leads to who leaves, then the kernel forgets what it knew of him, and only then are his addresses
-free for others. So each step is done before the book says so, and what is interrupted is found in it.
+First nothing leads to who leaves, then the kernel forgets what it knew of him, and only then are his
+addresses free for others. So each step is done before the book says so, and what is interrupted is found
+in it.
 """
 
 from __future__ import annotations
@@ -84,7 +85,6 @@ def strike(book: Book, tokens: Iterable[str], owner: str) -> list[Net]:
         Networks whose bridges are to be removed, by `clear_away`.
     """
     for token in tokens:
-        member = book.members[token]
         for kind in ("hosts", "resolv"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(book.path(f"{token}.{kind}"))
@@ -145,7 +145,8 @@ def sweep(book: Book) -> list[str]:
         What was found.
     """
     # One look for each program, not for each of its sandboxes.
-    owners = {token.rpartition("-")[0]: token for token in [*book.members, *(net.leaving for net in book.leaving)]}
+    named = [*book.members, *(net.leaving for net in book.leaving)]
+    owners = {token.rpartition("-")[0]: token for token in named}
     dead = {owner for owner, token in owners.items() if is_dead(token)}
     tokens = [token for token in book.members if token.rpartition("-")[0] in dead]
     found = [f"a place on network {book.members[token].network!r}" for token in tokens]
@@ -170,7 +171,7 @@ def sweep(book: Book) -> list[str]:
 
 
 def remove_strangers(book: Book) -> None:
-    """Remove bridges of ours that no living program's book names: their /run is gone, with all that it told."""
+    """Remove bridges of ours that no living program's book names: their /run is gone, with what it told."""
     known = {net.bridge for net in (*book.networks.values(), *book.leaving)}
     with open_socket() as sock:
         gone = [
@@ -185,7 +186,7 @@ def remove_strangers(book: Book) -> None:
 
 
 def sweep_all(host: Host) -> list[str]:
-    """The same for this network namespace, if there ever was a network; and the books of those that are gone."""
+    """The same for this network namespace, if it ever had one; and the books of namespaces that are gone."""
     found = []
     if os.path.isdir(folder(host.run_dir)):
         with locked(host.run_dir) as book:

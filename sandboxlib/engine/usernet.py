@@ -138,8 +138,14 @@ class Userland:
                 os.unlink(self._path(kind))
 
 
-def sweep(host: Host) -> None:
-    """End the helpers of programs that are dead, and remove their files."""
+def look_after(host: Host) -> list[str]:
+    """The same, if there ever was a helper; returns what was found, in words."""
+    return sweep(host) if os.path.isdir(host.run_dir) else []
+
+
+def sweep(host: Host) -> list[str]:
+    """End the helpers of programs that are dead, and remove their files; returns what was found, in words."""
+    found = []
     for name in os.listdir(host.run_dir):
         token, _, kind = name.rpartition(".")
         if kind not in _KINDS or not is_dead(token):
@@ -147,8 +153,10 @@ def sweep(host: Host) -> None:
         path = os.path.join(host.run_dir, name)
         if kind == "pid":
             _end(path)
+            found.append("the helper of a program that is dead")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+    return found
 
 
 def _end(path: str) -> None:

@@ -2,7 +2,8 @@
 Forgets connections: what the kernel remembers of an address outlives whoever had it.
 
 A server that one sandbox asked could go on answering the next with its address; a client that goes on
-sending would be led to where a port led before. So each address that leaves is forgotten, and each port that comes.
+sending would be led to where a port led before. So each address that leaves is forgotten, and each port that
+comes.
 
 Kernel: include/uapi/linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
 """
@@ -111,11 +112,9 @@ def forget_ports(places: Iterable[tuple[str, int]], own: Iterable[str], keep: It
     kept = {ip_address(address).packed for address in keep}
     messages = []
     for packed, port in wanted:
-        protocol = attribute(
-            _PROTOCOL | NESTED, attribute(_NUMBER, b"\x11"), attribute(_DESTINATION_PORT, struct.pack(">H", port))
-        )
-        flags = _BY_DESTINATION | _BY_PROTOCOL | _BY_PORT
-        messages.append(_flush(packed, _ORIGINAL, flags, attribute(_IP | NESTED, _destination(packed)), protocol))
+        which = attribute(_NUMBER, b"\x11"), attribute(_DESTINATION_PORT, struct.pack(">H", port))
+        there = attribute(_IP | NESTED, _destination(packed)), attribute(_PROTOCOL | NESTED, *which)
+        messages.append(_flush(packed, _ORIGINAL, _BY_DESTINATION | _BY_PROTOCOL | _BY_PORT, *there))
 
     def concerns(original: Known, reply: Known) -> bool:
         address, protocol = attributes(original.get(_IP, b"")), attributes(original.get(_PROTOCOL, b""))

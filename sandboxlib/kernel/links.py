@@ -73,10 +73,15 @@ def _new(name: str, kind: str, *more: bytes, data: bytes = b"", index: int = 0) 
     return Message(_NEWLINK, CREATE | EXCL, body, f"ip link add {name} type {kind}")
 
 
-def bridge(name: str, mac: str, mtu: int, alias: str) -> Message:
+def bridge(name: str, mac: str, mtu: int) -> Message:
     """Make a bridge. Kernel: IFLA_BR_MCAST_SNOOPING, which needs a querier that nobody has here."""
-    more = (_mac(mac), number(_MTU, mtu), text(_ALIAS, alias))
-    return _new(name, "bridge", *more, data=attribute(23, b"\0"))
+    return _new(name, "bridge", _mac(mac), number(_MTU, mtu), data=attribute(23, b"\0"))
+
+
+def alias(link: int, value: str) -> Message:
+    """Write something to an interface, for whoever looks at it."""
+    body = HEAD.pack(0, 0, link, 0, 0) + text(_ALIAS, value)
+    return Message(_SETLINK, 0, body, f"ip link set {link} alias '{value}'")
 
 
 def ifb(name: str) -> Message:
@@ -98,7 +103,8 @@ def veth(name: str, index: int, mtu: int, peer: tuple[str, int, str, int]) -> Me
     """
     other, number_there, mac, pid = peer
     inside = HEAD.pack(0, 0, number_there, 0, 0) + text(_NAME, other) + _mac(mac) + number(_MTU, mtu)
-    made = _new(name, "veth", number(_MTU, mtu), data=attribute(1, inside + number(_NS_PID, pid)), index=index)
+    inside += number(_NS_PID, pid)
+    made = _new(name, "veth", number(_MTU, mtu), data=attribute(1, inside), index=index)
     return made._replace(text=f"ip link add {name} type veth peer {other} netns {pid}")
 
 
@@ -162,7 +168,8 @@ def neighbour(link: int, address: str, mac: str) -> Message:
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
     body = _NEIGHBOUR.pack(family, 0, link, _STALE, 0, 0)
     body += attribute(1, packed) + attribute(2, bytes.fromhex(mac.replace(":", "")))
-    return Message(_NEWNEIGH, CREATE | REPLACE, body, f"ip neighbour replace {address} lladdr {mac} dev {link}")
+    shown = f"ip neighbour replace {address} lladdr {mac} dev {link}"
+    return Message(_NEWNEIGH, CREATE | REPLACE, body, shown)
 
 
 def _read(data: bytes) -> Link:
@@ -217,6 +224,7 @@ def is_missing(error: KernelError) -> bool:
 __all__ = [
     "HEAD",
     "Link",
+    "alias",
     "bridge",
     "delete",
     "down",

@@ -200,6 +200,7 @@ def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
     Raises:
         KernelError: The kernel gives none.
     """
+    found: list[bytes] = []
     for _ in range(_TRIES):
         found, whole = _dumped(sock, kind, body)
         if whole:
@@ -209,7 +210,8 @@ def dump(sock: socket.socket, kind: int, body: bytes) -> list[bytes]:
 
 def _dumped(sock: socket.socket, kind: int, body: bytes) -> tuple[list[bytes], bool]:
     sock.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | DUMP, 1, 0) + body)
-    found, whole = [], True
+    found: list[bytes] = []
+    whole = True
     while True:
         for answer, flags, _, data in _datagram(sock):
             whole = whole and not flags & _DUMP_INTERRUPTED

@@ -49,10 +49,14 @@ _MAP = 8
 #: Of a set's elements: the key and what a map has for it.
 _KEY, _DATA = 1, 2
 #: Datatypes of nft(8), by which it prints what is in a set.
-_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_proto": (12, 1), "inet_service": (13, 2), "ifname": (41, 16)}
+_TYPES = {
+    "ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_proto": (12, 1), "inet_service": (13, 2),
+    "ifname": (41, 16),
+}  # fmt: skip
 HINT = (
-    "load it with 'modprobe nf_tables nft_nat nft_masq nft_ct nft_fib_inet nft_reject_inet', or boot a kernel with "
-    "CONFIG_NF_TABLES, _INET, _BRIDGE, CONFIG_NFT_NAT, _MASQ, _CT, _FIB_INET, _REJECT"
+    "load it with 'modprobe -a nf_tables nft_nat nft_masq nft_ct nft_fib_inet nft_reject_inet nft_socket', "
+    "or boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET and _BRIDGE, CONFIG_NFT_NAT, _MASQ, _CT, "
+    "_FIB_INET, _REJECT and _SOCKET"
 )
 Element = tuple[str, bytes, bytes]
 
@@ -302,7 +306,8 @@ def dropping() -> list[str]:
 
 
 __all__ = [
-    "BRIDGE", "FAMILIES", "FORWARD", "HINT", "INET", "INPUT", "IP", "IP6", "OUTPUT", "POSTROUTING", "PREROUTING",
-    "Element", "Hook", "add_elements", "alone", "comment", "delete_elements", "delete_table", "dropping", "elements",
-    "following", "generation", "new_chain", "new_rule", "new_set", "new_table", "rules", "transact",
+    "BRIDGE", "FAMILIES", "FORWARD", "HINT", "INET", "INPUT", "IP", "IP6", "OUTPUT", "POSTROUTING",
+    "PREROUTING", "Element", "Hook", "add_elements", "alone", "comment", "delete_elements", "delete_table",
+    "dropping", "elements", "following", "generation", "new_chain", "new_rule", "new_set", "new_table",
+    "rules", "transact",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """
 Filters at an interface: small programs that see each packet which comes or goes by it.
 
-A program is of classic BPF, as a socket's filter is: the kernel checks it, compiles it, and lets go of it with
-the interface. It is no part of the host's rules: who flushes those does not reach it.
+A program is of classic BPF, as a socket's filter is: the kernel checks it, compiles it, and lets go of it
+with the interface. It is no part of the host's rules: who flushes those does not reach it.
 
 Kernel: Documentation/networking/filter.rst, tc-bpf(8), net/sched/cls_bpf.c.
 """
@@ -143,9 +143,11 @@ class Program:
             self.load(offset + at, step)
             if mask:
                 self.keep(Hole(mask, at))
-            value = Hole(wanted, at) if isinstance(wanted, str) else int.from_bytes(wanted[at : at + step], "big")
             self._sizes[len(self._steps)] = step
-            self.equal(value, no=no)
+            if isinstance(wanted, str):
+                self.equal(Hole(wanted, at), no=no)
+            else:
+                self.equal(int.from_bytes(wanted[at : at + step], "big"), no=no)
             at += step
 
     def untagged(self) -> None:
@@ -218,4 +220,7 @@ def guarded(sides: Sequence[tuple[int, int, bytes]]) -> list[Message]:
     return [*map(place, links), *(attach(*side) for side in sides)]
 
 
-__all__ = ["COMES", "DROP", "GOES", "PASS", "TC", "Hole", "Program", "Template", "attach", "guarded", "is_filter", "place", "refused"]
+__all__ = [
+    "COMES", "DROP", "GOES", "PASS", "TC", "Hole", "Program", "Template", "attach", "guarded", "is_filter",
+    "place", "refused",
+]  # fmt: skip

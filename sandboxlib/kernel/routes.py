@@ -74,7 +74,8 @@ def no_address(link: int, value: str, prefix: int) -> Message:
     """Take an address from an interface; one that it has not is no failure."""
     found = ip_address(value)
     body = _HEAD_ADDRESS.pack(_family(found.version), prefix, 0, 0, link) + attribute(2, found.packed)
-    return Message(_DELADDR, 0, body, f"ip address delete {value}/{prefix} dev {link}", (errno.EADDRNOTAVAIL,))
+    shown = f"ip address delete {value}/{prefix} dev {link}"
+    return Message(_DELADDR, 0, body, shown, (errno.EADDRNOTAVAIL,))
 
 
 def route(link: int, destination: str, gateway: str) -> Message:
@@ -140,8 +141,8 @@ def addresses(sock: socket.socket) -> Iterator[Address]:
             if data[0] == family:
                 known = attributes(data[_HEAD_ADDRESS.size :])
                 # IFA_LOCAL differs from IFA_ADDRESS at the end of a tunnel: that is the other side.
-                packed = known.get(2) or known.get(1, b"")
-                yield Address(version, int.from_bytes(packed, "big"), data[1], _HEAD_ADDRESS.unpack_from(data)[4])
+                packed = int.from_bytes(known.get(2) or known.get(1, b""), "big")
+                yield Address(version, packed, data[1], _HEAD_ADDRESS.unpack_from(data)[4])
 
 
 def way(sock: socket.socket, target: str) -> int:

@@ -224,6 +224,8 @@ NOT_SHOWN = (
     "`setns` by pidfd",
     "`proc` with",
     "bridge, veth",
+    "`clsact`",
+    "a flush of tracked",
     "ifb",
     "tun",
     "`cgroup.kill`",

@@ -125,9 +125,8 @@ def test_what_works_is_told_with_its_time() -> None:
 @pytest.mark.parametrize(
     "host, state, words",
     [
-        (attrs.evolve(hosts.ROOT_V2, nft=""), "note", ["libnftables1"]),
-        (hosts.ROOT_V2, "ok", ["bridge", "libnftables"]),
-        (attrs.evolve(hosts.ROOT_V2, nft="/usr/sbin/nft"), "ok", ["/usr/sbin/nft"]),
+        (attrs.evolve(hosts.ROOT_V2, nft=""), "note", ["modprobe nf_tables"]),
+        (hosts.ROOT_V2, "ok", ["bridge", "nf_tables"]),
         (hosts.USER, "note", ["passt"]),
         (attrs.evolve(hosts.USER, pasta="/usr/bin/pasta"), "note", ["/dev/net/tun", "chmod"]),
         (attrs.evolve(hosts.USER, pasta="/usr/bin/pasta", tun=True), "ok", ["pasta"]),

@@ -51,7 +51,7 @@ def without(kind: str) -> Host:
         ),
         (hosts.ROOT_V1, {"cgroup": CGroup(memory_high="64M")}, ["memory_high", "cgroup v2"]),
         (hosts.USER, {"namespaces": [Namespace.host("user")]}, ["host's user namespace", "root"]),
-        (attrs.evolve(hosts.ROOT_V1, nft=""), {"network": "bridge"}, ["bridge", "libnftables1"]),
+        (attrs.evolve(hosts.ROOT_V1, nft=""), {"network": "bridge"}, ["bridge", "modprobe nf_tables"]),
         (attrs.evolve(hosts.ROOT_V1, ipv6=False), {"network": Network.bridge(ipv6=True)}, ["IPv6"]),
         (hosts.ROOT_V1, {"network": "user"}, ["without root", "Network.bridge()"]),
         (hosts.ROOT_V1, {"network": Network.macvlan("eth0")}, ["macvlan"]),
