@@ -26,6 +26,7 @@
 #define EPERM		1
 #define ENOSYS		38
 #define EXDEV		18
+#define ETOOMANYREFS	109
 #define ECONNREFUSED	111
 #define SIGCHLD		17
 #define POLLIN		1
@@ -43,6 +44,9 @@
 #define SEEK_HOLE	4
 #define AT_FDCWD	(-100)
 #define SIG_SETMASK	2
+#define RLIMIT_NOFILE	7
+#define PR_GET_DUMPABLE	3
+#define PR_SET_DUMPABLE	4
 
 struct iovec { void *base; uint64_t len; };
 struct msghdr {
@@ -83,6 +87,27 @@ static void report(uint32_t kind, uint32_t index, long error, long value)
 static long tell(uint32_t index, long value, const void *data, uint64_t size)
 {
 	return send_report((struct sbx_report){ SBX_DATA, index, 0, 0, value }, -1, data, size);
+}
+
+/*
+ * Too many descriptors are on their way between processes of this user (unix(7)), which what is inside can
+ * bring about where its user is the program's. So the program takes this one out of here, pidfd_getfd(2), for
+ * which it has to be let in as long as that takes. It answers with a byte, which is 1 if it has it.
+ */
+static long have_taken(struct sbx_report r, long fd)
+{
+	long dumpable = sys5(SYS_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0), rv;
+	char has = 0;
+
+	sys5(SYS_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
+	r.error = ETOOMANYREFS;
+	r.value = fd;
+	rv = send_report(r, -1, 0, 0);
+	while (rv >= 0 && (rv = sys6(SYS_recvfrom, SBX_CONTROL, (long)&has, 1, 0, 0, 0)) == -EINTR)
+		continue;
+	if (dumpable != 1)
+		sys5(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+	return rv == 1 && has == 1 ? 0 : -ETOOMANYREFS;
 }
 
 static __attribute__((noreturn)) void quit(int status)
@@ -239,6 +264,20 @@ static void reset_signals(void)
 
 	for (int n = 1; n <= 64; n++)
 		sys4(SYS_rt_sigaction, n, (long)&action, 0, 8);
+}
+
+static void raise_descriptors(void)
+{
+	/*
+	 * As far as the program may: what is inside may have less, so what counts for all of a user together,
+	 * such as descriptors on their way, it cannot use up for us. A command's own limit is in its plan.
+	 */
+	uint64_t limit[2];
+
+	if (sys4(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, (long)limit) < 0 || limit[0] == limit[1])
+		return;
+	limit[0] = limit[1];
+	sys4(SYS_prlimit64, 0, RLIMIT_NOFILE, (long)limit, 0);
 }
 
 static void ignore_children(void)
@@ -408,10 +447,11 @@ static long carry_out(struct sbx_record *r, char *mapping, uint64_t mapped, int 
 	case SBX_CHILD_OPEN:
 		return place(sys4(SYS_openat, AT_FDCWD, (long)child_path(path, (char *)a[1]), (long)a[2] | O_CLOEXEC, 0), r->out);
 	case SBX_REPORT: {
-		/* A descriptor may be refused, for too many are on their way (unix(7), ETOOMANYREFS): that is told. */
 		struct sbx_report said = { (uint32_t)a[0], r->index, 0, 0, child };
 		long rv = send_report(said, (int32_t)a[1], 0, 0);
 
+		if (rv == -ETOOMANYREFS)
+			rv = have_taken(said, (int32_t)a[1]);
 		return rv < 0 ? rv : 0;
 	}
 	case SBX_EXEC:
@@ -464,7 +504,9 @@ static long run(char *at, char *end, char *mapping, uint64_t mapped, int serving
 		if (rv >= 0 && r->flags & SBX_ABSOLUTE && *((char *)r + r->args[0]) != '/')
 			rv = -EXDEV;
 		if (rv < 0 && r->ignore[0] != SBX_ANY && -rv != r->ignore[0] && -rv != r->ignore[1]) {
-			report(r->op == SBX_EXEC ? SBX_NOT_FOUND : SBX_FAILED, r->index, -rv, value);
+			/* A descriptor that the program could not take is nothing new to it. */
+			if (r->op != SBX_REPORT || rv != -ETOOMANYREFS)
+				report(r->op == SBX_EXEC ? SBX_NOT_FOUND : SBX_FAILED, r->index, -rv, value);
 			if (serving)
 				return rv;
 			quit(1);
@@ -481,6 +523,7 @@ __attribute__((noreturn, used)) void launcher_main(void)
 	long size = sys3(SYS_lseek, SBX_PROGRAM, 0, SEEK_END), map;
 
 	reset_signals();
+	raise_descriptors();
 	if (size <= 0 || size > (long)SBX_MAX_SIZE)
 		quit(2);
 	/* Private and writable: addresses are put into it, and the memfd itself is sealed. */

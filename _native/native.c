@@ -241,6 +241,24 @@ static int one_descriptor(struct cmsghdr *c)
 }
 
 /*
+ * Take the descriptor that *sender*, who waits for that, could not send. It is a child of ours that nobody has
+ * waited for, so the number is still its own.
+ */
+static int take(int control, int sender, int number)
+{
+	int pidfd = (int)syscall(SYS_pidfd_open, sender, 0), fd = -1;
+	char has;
+
+	if (pidfd >= 0) {
+		fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+		close(pidfd);
+	}
+	has = fd >= 0;
+	send(control, &has, 1, MSG_NOSIGNAL);
+	return fd;
+}
+
+/*
  * Receive one report, at most one descriptor, the sender's pid as the kernel tells it, and up to *room* bytes
  * that stand behind the report. Whoever reports and is not the launcher is the child, also when the launcher
  * had no time to tell of it. Returns the report's size and those bytes', 0 at the end, or -errno: EMFILE if
@@ -290,6 +308,14 @@ static int sbx_hear(struct sbx_launch *launch, struct sbx_report *report, void *
 	if (message.msg_flags & MSG_CTRUNC) {
 		sbx_close(passed);
 		return -EMFILE;
+	}
+	if (report->kind == SBX_READY && report->error) {
+		sbx_close(passed);
+		*passed = take(launch->control, *sender, (int)report->value);
+		if (*passed >= 0)
+			report->error = 0;
+		else
+			report->kind = SBX_FAILED;
 	}
 	return (int)n;
 }

@@ -71,7 +71,7 @@ struct sbx_record {
 struct sbx_report {
 	uint32_t kind;
 	uint32_t index;
-	int32_t error;
+	int32_t error;		/* of a READY: it could not be sent (ETOOMANYREFS), and is to be taken: descriptor `value` */
 	int32_t spare;
 	int64_t value;
 };

@@ -19,6 +19,8 @@
 #define SYS_openat		__NR_openat
 #define SYS_ppoll		__NR_ppoll
 #define SYS_pread64		__NR_pread64
+#define SYS_prctl		__NR_prctl
+#define SYS_prlimit64		__NR_prlimit64
 #define SYS_recvfrom		__NR_recvfrom
 #define SYS_rt_sigaction	__NR_rt_sigaction
 #define SYS_rt_sigprocmask	__NR_rt_sigprocmask

@@ -249,9 +249,10 @@ class Process:
             # Where SIGCHLD is ignored, a child that has ended cannot be opened any more: `poll` says so.
             with contextlib.suppress(ProcessLookupError):
                 self._launch.pin()
-        if report.kind != launcher.CHILD:
+        if report.kind == launcher.READY:
+            self.mark = report.fd
+        elif report.kind != launcher.CHILD:
             return report
-        self.mark = report.fd
         return None
 
     # ---- while it runs --------------------------------------------------------------------

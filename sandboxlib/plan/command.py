@@ -46,6 +46,8 @@ GROUPS = 40
 
 _HOW = struct.Struct("=3Q")
 _LIMIT = struct.Struct("=2Q")
+# Of setresuid(2).
+_KEEP = -1
 _LOCK_EX, _LOCK_UN = Named(2, "LOCK_EX"), Named(8, "LOCK_UN")
 # CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID; _LINUX_CAPABILITY_VERSION_3.
 _OVER_FILES = 0b11111
@@ -173,18 +175,20 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
         Call("getcwd", (bytes(4096), 4096), "it lies below the root", absolute=True),
     ]
     child = (*steps, *confine(spec, host, kind.foreign, kind.given))
+    # Those who may raise them may do so with the program's rights only. For others all that they hand out
+    # goes before: with as few descriptors as a command may have, fewer may be on their way at once.
+    early, late = (raised(spec, host, kind), ()) if host.raises_limits else ((), raised(spec, host, kind))
     before = (
         *(labels.outside(spec.security, host) if spec.security else ()),
-        *raised(spec, host, kind),
+        *early,
         *streams.copies(kind.given),
         # Before it can be seen from inside, and before it gives up the rights that protect it as
         # well: the memory is the launcher's too. execve sets it back.
         Call("prctl", (PR_SET_DUMPABLE, 0, 0, 0, 0), "until execve nobody inside may look into it"),
         *entering,
+        *late,
     )
-    return Fixed(
-        before, flags, child, Report("child", "the program may now wait for it", -1 if kind.files else MARK)
-    )
+    return Fixed(before, flags, child, Report("child", "the program may now wait for it"))
 
 
 def _joined(kind: Kind) -> Iterator[Step]:
@@ -211,6 +215,7 @@ def _marked(spec: SandboxSpec, host: Host) -> Iterator[Step]:
     yield from enter(spec, host)
     yield Call("unshare", (CLONE_NEWUTS,), why)
     yield Call("openat", (SELF, "ns/uts", O_CLOEXEC, 0), why, out=MARK)
+    yield Report("ready", "the program knows it by that", MARK)
 
 
 def opened(group: Group) -> tuple[Step, ...]:
@@ -278,7 +283,9 @@ def serve(spec: SandboxSpec, host: Host, *, files: bool = False) -> tuple[Step, 
                     else ()
                 ),
                 Call("setresgid", (0, 0, 0), "files are root's of the sandbox"),
-                Call("setresuid", (0, 0, 0), "files are root's of the sandbox"),
+                # Its real user stays the program's: what is counted for a user it shares with nothing inside
+                # of root's, and it takes no signal from there.
+                Call("setresuid", (_KEEP, 0, _KEEP), "files are root's of the sandbox"),
             )
             if user
             else ()
@@ -290,11 +297,10 @@ def serve(spec: SandboxSpec, host: Host, *, files: bool = False) -> tuple[Step, 
 
 def _rights_over_files(spec: SandboxSpec) -> Iterator[Step]:
     uid, gid = user_of(spec)
-    keep = -1
     yield Call("setgroups", (0, 0), "no group of the program's", ignore=(errno.EPERM,))
     if uid or gid:
-        yield Call("setresgid", (keep, gid, keep), "new files are the user's")
-        yield Call("setresuid", (keep, uid, keep), "new files are the user's")
+        yield Call("setresgid", (_KEEP, gid, _KEEP), "new files are the user's")
+        yield Call("setresuid", (_KEEP, uid, _KEEP), "new files are the user's")
     header = struct.pack("=Ii", _VERSION_3, 0)
     sets = struct.pack("=6I", _OVER_FILES, _OVER_FILES, 0, 0, 0, 0)
     yield Call("capset", (header, sets), "rights over files, and no other", text="CAP_DAC_OVERRIDE, ...")
@@ -302,9 +308,12 @@ def _rights_over_files(spec: SandboxSpec) -> Iterator[Step]:
 
 
 def raised(spec: SandboxSpec, host: Host, request: Kind) -> tuple[Step, ...]:
-    """Resource limits; set while the launcher still has the caller's rights, which raising one may need."""
+    """Resource limits, those of the command among them."""
     # Each once, for what has been lowered is not to be raised again; and no more than the program may have.
-    found = dict(rlimits(spec, host)) | {name: within(pair, name, host) for name, pair in request.rlimits}
+    # The launcher has raised its own.
+    own = {"nofile": (min(host.descriptors, host.hard("nofile")), host.hard("nofile"))}
+    found = own | dict(rlimits(spec, host))
+    found |= {name: within(pair, name, host) for name, pair in request.rlimits}
     return tuple(
         Call(
             "prlimit",
