@@ -312,8 +312,13 @@ def files() -> Iterator[str]:
 
 
 def _is_ours(name: str) -> bool:
-    """Tell by its name whether a file is the library's: whatever it puts into a shared folder says so."""
-    return ("sandboxlib" in name or name.startswith("sbx")) and not name.startswith("sandboxlib-records-")
+    """
+    Tell by its name whether a file is the library's, or a test's.
+
+    Whatever the library puts into a shared folder has its owner's number in its name. Who has a
+    name as long as this in common with it is somebody else.
+    """
+    return name.startswith("sandboxlib-test-") or ("sandboxlib" in name and bool(_OWNED.search(name)))
 
 
 def _counts(path: str) -> bool:

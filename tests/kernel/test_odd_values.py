@@ -151,13 +151,13 @@ def test_a_mount_of_the_hosts_whose_name_is_no_text_is_in_nobodys_way() -> None:
     # In a mount namespace, for mountinfo shows names as they are.
     script = """
 import os, subprocess, sys
-odd = b"/tmp/sandboxlib-\\xff\\xe2\\x80\\xa8\\xc2\\xa0"
+odd = b"/mnt/sandboxlib-\\xff\\xe2\\x80\\xa8\\xc2\\xa0"
 os.makedirs(odd)
 subprocess.run([b"mount", b"-t", b"tmpfs", b"tmpfs", odd], check=True)
 import sandboxlib
 print(sandboxlib.run(["echo", "alive"]).stdout.decode(), end="")
 """
-    command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /tmp; exec "$@"', "sh", sys.executable]
+    command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /mnt; exec "$@"', "sh", sys.executable]
     done = subprocess.run([*command, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("alive\n", "")
 
