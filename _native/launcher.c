@@ -288,16 +288,20 @@ static void ignore_children(void)
 	sys4(SYS_rt_sigaction, SIGCHLD, (long)&action, 0, 8);
 }
 
-static __attribute__((noreturn)) void be_init(int32_t owner, uint64_t ms, void *program, uint64_t size)
+/*
+ * Until the program ends, behind the pidfd *owner*; or lets go of its end of the pipe *tie*, which it also
+ * does by executing another program.
+ */
+static __attribute__((noreturn)) void be_init(int32_t owner, uint64_t ms, int32_t tie, void *program, uint64_t size)
 {
-	struct pollfd p = { owner, POLLIN, 0 };
+	struct pollfd p[2] = { { owner, POLLIN, 0 }, { tie, 0, 0 } };
 	struct timespec left = { (int64_t)(ms / 1000), (int64_t)(ms % 1000) * 1000000 };
 	long rv;
 
 	sys2(SYS_munmap, (long)program, (long)size);
 	ignore_children();
 	do {	/* the kernel writes back what is left of the time */
-		rv = sys5(SYS_ppoll, (long)&p, 1, ms ? (long)&left : 0, 0, 8);
+		rv = sys5(SYS_ppoll, (long)p, 2, ms ? (long)&left : 0, 0, 8);
 	} while (rv < 0);
 	quit(rv ? 0 : SBX_LIFETIME_OVER);	/* and the kernel kills all that is left in the PID namespace */
 }
@@ -459,7 +463,7 @@ static long carry_out(struct sbx_record *r, char *mapping, uint64_t mapped, int 
 	case SBX_CONNECT:
 		return connect_until((long)a[0], (void *)a[1], (long)a[2], a[3]);
 	case SBX_INIT:
-		be_init((int32_t)a[0], a[1], mapping, mapped);
+		be_init((int32_t)a[0], a[1], (int32_t)a[2], mapping, mapped);
 	default:
 		return -EINVAL;
 	}

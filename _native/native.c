@@ -43,6 +43,7 @@
 struct sbx_launch {
 	int program;	/* who has started it: a forked child has no say over its parent's children */
 	int control;	/* our end of its socket */
+	int tie;	/* our end of a pipe: the child ends when it is closed */
 	int pidfd;	/* of the child */
 	int launcher;	/* its pid */
 	int reaped;	/* the launcher was waited for */
@@ -417,6 +418,7 @@ static void sbx_launch_end(struct sbx_launch *launch)
 			nanosleep(&pause, NULL);
 	}
 	sbx_close(&launch->control);
+	sbx_close(&launch->tie);
 	sbx_close(&launch->pidfd);
 }
 
@@ -427,18 +429,23 @@ static long sbx_send(int fd, const void *data, size_t size)
 	return n < 0 ? -errno : n;
 }
 
-/* Open, read and close a small file below a directory descriptor. Returns the bytes read. */
+/* Open, read and close a file of the kernel's below a directory descriptor. Returns the bytes read. */
 static long sbx_read_file(int dir, const char *path, char *buffer, size_t size)
 {
 	int fd = openat(dir, path, O_RDONLY | O_CLOEXEC);
-	ssize_t n, saved;
+	ssize_t n, done = 0;
 
 	if (fd < 0)
 		return -errno;
-	n = read(fd, buffer, size);
-	saved = n < 0 ? -errno : n;
+	do {	/* they come a page at a time at most: one that ends in the middle of a page is whole */
+		n = read(fd, buffer + done, size - (size_t)done);
+		if (n < 0)
+			done = -errno;
+		else
+			done += n;
+	} while (n > 0 && done % 4096 == 0 && (size_t)done < size);
 	close(fd);
-	return saved;
+	return done;
 }
 
 /* Open, write in one go, and close. */

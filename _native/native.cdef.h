@@ -2,7 +2,7 @@
 
 struct sbx_report { uint32_t kind; uint32_t index; int32_t error; int32_t spare; int64_t value; };
 struct sbx_launch {
-	int program; int control; int pidfd; int launcher; int reaped; int child; int ended; int status;
+	int program; int control; int tie; int pidfd; int launcher; int reaped; int child; int ended; int status;
 	double user; double system; long read; long written;
 };
 

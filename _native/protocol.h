@@ -25,7 +25,7 @@ enum sbx_op {
 	SBX_REPORT = 6,		/* tell the program: kind args[0], with descriptor args[1] if >= 0 */
 	SBX_EXEC = 7,		/* execve: args[0] paths, args[1] arguments, args[2] variables at offset args[3] */
 	SBX_SERVE = 8,		/* carry out programs that come over the control socket until it is closed */
-	SBX_INIT = 9,		/* be pid 1 until the process behind pidfd args[0] has ended, or args[1] ms, if not 0 */
+	SBX_INIT = 9,		/* be pid 1 until one of args[0] and args[2] has ended, or args[1] ms, if not 0 */
 	SBX_CONNECT = 10,	/* connect to args[1] (args[2] bytes), again until it listens or args[3] ms are over */
 	SBX_CHILD_OPEN = 11,	/* openat /proc/<child>/<args[1]> with flags args[2] */
 	SBX_READ = 12,		/* nr(args[0], <own buffer>, its size, 0): tell what comes, until none does or args[1] bytes have */

@@ -114,7 +114,12 @@ def _namespaces(host: Host) -> Iterator[Finding]:
 
 def _ids(host: Host) -> Finding:
     if host.privileged:
-        return Finding("users inside", "ok", "65536 for each sandbox, none of them anybody outside")
+        number = sum(count // 65536 for _, count in host.ids.free)
+        if not number:
+            return Finding("users inside", "missing", "no range of IDs for sandboxes", host.ids.fault)
+        shown = ", ".join(f"{start} to {start + count - 1}" for start, count in host.ids.free[:3])
+        text = f"65536 for each of {number} sandboxes, none of them anybody outside"
+        return Finding("users inside", "ok", f"{text}: from {shown}, {host.ids.source}")
     if host.subuids is not None and host.subgids is not None:
         users, groups = host.subuids[1], host.subgids[1]
         return Finding("users inside", "ok", f"your own and {users} subordinate users, {groups} groups")

@@ -56,6 +56,28 @@ class Entry:
     content: bytes = b""
 
 
+#: IDs above what systemd gives to containers (up to 1,879,048,191) and SSSD and FreeIPA to users (up to
+#: 2,000,200,000), below what is "foreign" to systemd (from 2,147,352,576) and FreeIPA's subordinate IDs
+#: (from 2,147,483,648). Spec: systemd's UIDS-GIDS.md; sssd-ldap(5), ldap_idmap_range_max.
+UNCLAIMED = (0x77390000, 0x7FFE0000 - 0x77390000)
+
+
+@attrs.frozen
+class IDRanges:
+    """
+    Ranges of IDs that root may give to sandboxes.
+
+    Attributes:
+        free: (start, count) of each, in order.
+        source: Who says so, as a phrase.
+        fault: What to do where there is none.
+    """
+
+    free: tuple[tuple[int, int], ...] = (UNCLAIMED,)
+    source: str = "which systemd and SSSD leave"
+    fault: str = ""
+
+
 # Compared by identity: it is read once, and is a key of caches on the hot path.
 @attrs.frozen(kw_only=True, eq=False)
 class Host:
@@ -81,6 +103,7 @@ class Host:
         subuids, subgids: Subordinate (start, count), if newuidmap(1) and newgidmap(1) can be used.
         subids_fault: What is wrong with those that the user was given, and what to do; empty where he was
             given none, or can use them.
+        ids: What root gives its sandboxes.
         overlay_fault: Why the kernel gives no overlay, in the storage that was asked for; empty where it does
             or nobody asked, see `sandboxlib.engine.current`.
         cgroups: Where cgroups can be made.
@@ -112,6 +135,7 @@ class Host:
     subuids: tuple[int, int] | None = None
     subgids: tuple[int, int] | None = None
     subids_fault: str = ""
+    ids: IDRanges = IDRanges()
     overlay_fault: str = ""
     cgroups: CGroupHost = CGroupHost()
     view: tuple[Entry, ...] = ()

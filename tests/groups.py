@@ -13,8 +13,9 @@ import pytest
 
 from sandboxlib.cgroup import CGroup
 from sandboxlib.host import CGroupHost
-from sandboxlib.kernel.cgroup import Group, Leaf, create, fresh_name, probe
-from sandboxlib.kernel.cgroup.owner import PREFIX
+from sandboxlib.kernel.cgroup import Group, Leaf, create, probe
+from sandboxlib.kernel.folders import run_folder
+from sandboxlib.kernel.owner import PREFIX, Owner
 
 # A shell joins with all that it has, one process, before it becomes the command.
 _JOIN = 'n=$1; shift; while [ $n -gt 0 ]; do echo 0 > "$1" || exit 99; shift; n=$((n-1)); done; exec "$@"'
@@ -23,6 +24,19 @@ _JOIN = 'n=$1; shift; while [ $n -gt 0 ]; do echo 0 > "$1" || exit 99; shift; n=
 HOG = "import sys; b = bytearray(int(sys.argv[1]) << 20); print('filled', flush=True)"
 #: Python source that uses so many CPU seconds, once formatted.
 SPIN = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass"
+
+
+RUN_FOLDER = run_folder(os.geteuid())
+
+
+def fresh_name() -> str:
+    """A name for a group of this process, which has no lock of an owner's all the time."""
+    owner = Owner(RUN_FOLDER)
+    owner.hold(owner)
+    try:
+        return owner.name()
+    finally:
+        owner.drop(owner)
 
 
 class Make(Protocol):

@@ -76,6 +76,6 @@ def one_of_each() -> dict[str, bytes]:
         "fits": program.fits(9, 64, 1),
         "stats": program.stats(9, [b"a", b"", b"passwd"], 0x1100, 1),
         "extents": program.extents(9, 0, 64, 1),
-        "init": program.init(5, 0, 1),
+        "init": program.init(5, 6, 0, 1),
         "serve": program.serve(1),
     }

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Self
 
 from sandboxlib.engine.current import program
 from sandboxlib.engine.join import open_namespace as open_joined
-from sandboxlib.engine.making import OWNER, Recipe, end, make
+from sandboxlib.engine.making import Recipe, end, make
 from sandboxlib.engine.waiter import BLOCKING, Waiter, complete
 from sandboxlib.errors import SpecError, StateError, UnsupportedError
 from sandboxlib.host import Host
-from sandboxlib.kernel.descriptor import Fd, openat
+from sandboxlib.kernel.descriptor import Fd, openat, private
+from sandboxlib.kernel.launcher import Launch
 from sandboxlib.plan import tree
 from sandboxlib.plan.flags import (
     AF_INET,
@@ -35,11 +36,12 @@ from sandboxlib.plan.flags import (
     SOCK_DGRAM,
     Named,
 )
-from sandboxlib.plan.start import needs_ids
+from sandboxlib.plan.start import OWNER, TIE, needs_ids
 from sandboxlib.plan.steps import Call, Init, Report, Step, Write
 
 if TYPE_CHECKING:
-    from sandboxlib.kernel.launcher import Launch
+    from sandboxlib.engine.current import Program
+    from sandboxlib.engine.ids import IdRanges
     from sandboxlib.namespace import Namespace
     from sandboxlib.network import Network
 
@@ -78,9 +80,10 @@ def _namespace(value: Namespace, host: Host) -> Recipe:
     args = (AT_FDCWD, f"/proc/self/ns/{file}", O_RDONLY | O_CLOEXEC, 0)
     child.append(Call("openat", args, "the namespace", out=FOUND))
     child.append(Report("ready", "hand it out", FOUND))
-    child.append(Call("close_range", (0, OWNER - 1, 0), "keep one descriptor"))
-    child.append(Call("close_range", (OWNER + 1, 0xFFFFFFFF, 0), "the one that tells when the program ends"))
-    child.append(Init(OWNER, "be there until it is known, or for as long as a PID namespace is to live"))
+    child.append(Call("close_range", (0, OWNER - 1, 0), "keep two descriptors"))
+    child.append(Call("close_range", (TIE + 1, 0xFFFFFFFF, 0), "those that tell when the program ends"))
+    why = "be there until it is known, or for as long as a PID namespace is to live"
+    child.append(Init(OWNER, TIE, why))
     if kind == "user":
         return Recipe(flags, tuple(child), user=value, own=True)
     return Recipe(flags, tuple(child))
@@ -93,14 +96,26 @@ class OpenNamespace:
     Attributes:
         kind: As `Namespace.kind`.
         inode: Its number.
+        launch: What has made it, where it lives by a process.
     """
 
-    def __init__(self, kind: str, fd: Fd, launch: Launch | None = None, ids: int | None = None) -> None:
+    def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.inode = os.fstat(fd.fileno()).st_ino
+        self.inode = 0
+        self.launch = private(Launch())
+        self._fd = Fd()
+        self._ids: IdRanges | None = None
+
+    def know(self, fd: Fd) -> Self:
+        """It is there now: *fd* keeps it alive."""
         self._fd = fd
-        self._launch = launch
-        self._ids = ids
+        self.inode = os.fstat(fd.fileno()).st_ino
+        return self
+
+    def take_ids(self, program: Program) -> int:
+        """A range of IDs that is its own until it is closed."""
+        self._ids = program.ids
+        return self._ids.take(program.host.ids, self)
 
     def fileno(self) -> int:
         """Its descriptor, for setns(2) and the like. Raises: StateError: It is closed."""
@@ -116,11 +131,9 @@ class OpenNamespace:
     async def aclose(self, waiter: Waiter) -> None:
         """Let go of it. Idempotent."""
         self._fd.close()
-        if self._launch is not None:
-            await end(waiter, self._launch)
+        await end(waiter, self.launch)
         if self._ids is not None:
-            program().ids.release(self._ids)
-            self._ids = None
+            self._ids.release(self)
 
     def close(self) -> None:
         """Let go of it; what has joined it keeps it alive, but for a PID namespace. Idempotent."""
@@ -152,24 +165,24 @@ async def make_namespace(waiter: Waiter, value: Namespace) -> OpenNamespace:
     if kind not in host.namespaces:
         raise UnsupportedError(f"a {kind} namespace", f"a kernel with {kind} namespaces")
     if value.mode != "new":
-        return OpenNamespace(kind, _existing(value))
+        return OpenNamespace(kind).know(_existing(value))
     if host.userns_hint and (kind == "user" or not host.privileged):
         raise UnsupportedError(f"a {kind} namespace", "leave to make a user namespace", host.userns_hint)
     values: dict[str, int | str] = {}
-    ids = None
-    if kind == "user" and needs_ids(host, {"user": value}):
-        ids = values["ids"] = owner.ids.take()
+    # It is there before anything of it is.
+    space = OpenNamespace(kind)
     try:
-        made = await make(waiter, host, _namespace(value, host), values)
+        if kind == "user" and needs_ids(host, {"user": value}):
+            values["ids"] = space.take_ids(owner)
+        (found,) = await make(waiter, host, _namespace(value, host), values, space.launch)
+        if kind != "pid":
+            # Without its pid 1 nobody could be born in it any more; others live by their descriptor.
+            await end(waiter, space.launch)
+        return space.know(found)
     except BaseException:
-        if ids is not None:
-            owner.ids.release(ids)
+        with waiter.shield():
+            await space.aclose(waiter)
         raise
-    if kind == "pid":
-        # Without its pid 1 nobody could be born in it any more.
-        return OpenNamespace(kind, made.fds[0], made.launch)
-    await end(waiter, made.launch)
-    return OpenNamespace(kind, made.fds[0], ids=ids)
 
 
 def _existing(value: Namespace) -> Fd:

@@ -28,17 +28,17 @@ async def gather(engine: Engine) -> Values:
     if not engine.plan.steps:
         from sandboxlib.engine.image import prepare as look_up
 
-        engine.held = await look_up(engine.waiter, engine.spec, engine.host)
+        engine.held = await look_up(engine.waiter, engine.spec, engine.host, engine.lease)
         engine.settle(engine.held.spec)
         if engine.closed:
             raise StateError("the sandbox was closed while it started")
     spec, host = engine.spec, engine.host
     values: Values = {}
     if needs_ids(host, namespaces(spec, host)):
-        engine.ids.append(engine.program.ids.take())
+        engine.ids.append(engine.program.ids.take(host.ids, engine))
         values["ids"] = engine.ids[0]
         if more_of(spec):
-            engine.ids.append(engine.program.ids.take())
+            engine.ids.append(engine.program.ids.take(host.ids, engine))
             values["more_ids"] = engine.ids[1]
     if host.cgroups.version:
         place = host.cgroups
@@ -46,7 +46,9 @@ async def gather(engine: Engine) -> Values:
             place = await engine.program.ask_for_cgroups(engine.waiter)
             if engine.closed:
                 raise StateError("the sandbox was closed while it started")
-        group = engine.group = cgroup.create(place, ceilings.limits(spec, host), cgroup.fresh_name())
+        engine.owner.hold(engine)
+        group = engine.group = cgroup.prepare(place, ceilings.limits(spec, host), engine.owner.name())
+        group.make()
         first = group.init_files()
         values["join"] = first if host.cgroups.version == 2 else group.join_files()
         for path in first:
@@ -54,14 +56,16 @@ async def gather(engine: Engine) -> Values:
         group.enable_leaves()
     await engine.program.sweep(engine.waiter)
     if spec.mounts or spec.rootfs is not None:
-        from sandboxlib.engine.storage import prepare
+        from sandboxlib.engine.storage import Places
 
-        engine.places = await prepare(engine.waiter, spec, host, values)
+        engine.places = Places(host, engine.owner)
+        await engine.places.prepare(engine.waiter, spec, values)
         values.update(engine.places.values)
     if is_made(spec):
-        from sandboxlib.engine.connect_network import prepare as prepare_network
+        from sandboxlib.engine.connect_network import connector
 
-        engine.connections = await prepare_network(engine.waiter, spec, host)
+        engine.connections = connector(spec, host, engine.owner)
+        await engine.connections.prepare(engine.waiter)
         values.update(engine.connections.values)
     return values
 

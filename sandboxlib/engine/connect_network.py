@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandboxlib.engine.ports import Taken
-    from sandboxlib.engine.usernet import Userland
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
+    from sandboxlib.kernel.owner import Owner
     from sandboxlib.spec import SandboxSpec
 
 
@@ -38,6 +38,16 @@ class Connected(Protocol):
     def addresses(self) -> dict[str, tuple[str, ...]]:
         """By network."""
 
+    async def prepare(self, waiter: Waiter) -> None:
+        """
+        Make what is needed outside.
+
+        Raises:
+            NetworkError: An address, a name or a port is taken.
+            UnsupportedError: This kernel cannot make it.
+            KernelError: A step failed.
+        """
+
     async def connect(self, waiter: Waiter, pid: int, fd: Fd) -> SandboxError | None:
         """Pid 1 is there, and *fd*, a netlink socket of its, came along. Returns what went wrong, or None."""
 
@@ -48,8 +58,8 @@ class Connected(Protocol):
 class Bridged:
     """On bridges. All waiting for the lock of their book is done where it stops nobody else."""
 
-    def __init__(self, spec: SandboxSpec, host: Host) -> None:
-        self._connections = Connections(spec, host)
+    def __init__(self, spec: SandboxSpec, host: Host, owner: Owner) -> None:
+        self._connections = Connections(spec, host, owner)
         self.values: Mapping[str, str] = {}
 
     @property
@@ -82,29 +92,13 @@ class Bridged:
         await waiter.work(self._connections.release)
 
 
-async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Connected:
-    """
-    Make what *spec*'s network needs outside.
-
-    Raises:
-        NetworkError: An address, a name or a port is taken.
-        UnsupportedError: This kernel cannot make it.
-        KernelError: A step failed; nothing is left of it.
-    """
-    made: Bridged | Userland
+def connector(spec: SandboxSpec, host: Host, owner: Owner) -> Connected:
+    """What is to connect a sandbox of *spec*: it is there, to be released, before anything of it is made."""
     if spec.network is not None and spec.network.kind == "user":
         from sandboxlib.engine.usernet import Userland
 
-        made = Userland(spec, host)
-    else:
-        made = Bridged(spec, host)
-    try:
-        await made.prepare(waiter)
-    except BaseException:
-        with waiter.shield():
-            await made.release(waiter)
-        raise
-    return made
+        return Userland(spec, host, owner)
+    return Bridged(spec, host, owner)
 
 
-__all__ = ["Connected", "prepare"]
+__all__ = ["Connected", "connector"]

@@ -28,14 +28,14 @@ from sandboxlib.engine.ranges import Surroundings
 from sandboxlib.engine.rules import MARK_PORT
 from sandboxlib.errors import KernelError, NetworkError, UnsupportedError
 from sandboxlib.kernel import conntrack, links, packet_filter, routes, traffic
-from sandboxlib.kernel.cgroup import fresh_name
-from sandboxlib.kernel.cgroup.owner import PREFIX
 from sandboxlib.kernel.netlink import Message, carry_out, open_socket
+from sandboxlib.kernel.owner import PREFIX
 
 if TYPE_CHECKING:
     import socket
 
     from sandboxlib.host import Host
+    from sandboxlib.kernel.owner import Owner
     from sandboxlib.network import Network
     from sandboxlib.spec import SandboxSpec
 
@@ -55,12 +55,13 @@ class Connections:
         members: By token.
     """
 
-    def __init__(self, spec: SandboxSpec, host: Host) -> None:
+    def __init__(self, spec: SandboxSpec, host: Host, owner: Owner) -> None:
         assert spec.network is not None
         self._spec = spec
         self._host = host
+        self._owner = owner
         self._networks = spec.network.every
-        self._token = PREFIX + fresh_name().removeprefix(PREFIX)
+        self._token = ""
         self._nets: dict[str, Net] = {}
         self._used_before: list[str] = []
         self._present: Presence | None = None
@@ -86,6 +87,8 @@ class Connections:
             KernelError: A step failed; `release` takes back what was done.
         """
         servers = resolver.of_host() if self._networks[0].dns is None else resolver.NameServers()
+        self._owner.hold(self)
+        self._token = PREFIX + self._owner.name()
         self._begun = True
         around: Surroundings | None = None
         while not self._prepared(servers, around):
@@ -112,7 +115,7 @@ class Connections:
 
     def _enter(self, book: Book, network: Network, number: int, around: Surroundings | None) -> None:
         net = bridges.ensure(book, network, self._host, around)
-        token = PREFIX + fresh_name().removeprefix(PREFIX)
+        token = PREFIX + self._owner.name()
         link = "sbxv" + os.urandom(5).hex()
         member = Member(net.name, link, f"eth{number}", rate=network.rate is not None)
         others = book.on(net.name)
@@ -340,6 +343,7 @@ class Connections:
         self.ports.release()
         if self._present is not None:
             self._present.leave()
+        self._owner.drop(self)
 
 
 def _is_loopback(address: str) -> bool:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sandboxlib.engine.ids import IdRanges
+from sandboxlib.engine.ids import ranges
 from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.host import CGroupHost, Host
+from sandboxlib.kernel import folders
 from sandboxlib.kernel.cgroup import above, acquire, sweep
 from sandboxlib.kernel.limits import Own
 from sandboxlib.kernel.limits import own as own_limits
+from sandboxlib.kernel.owner import Owner, remove_locks
 from sandboxlib.kernel.probe import probe, view
 from sandboxlib.mount import Mount
 from sandboxlib.plan.ceilings import with_groups
@@ -35,34 +37,47 @@ class Program:
     Attributes:
         host: What this machine can do.
         ids: Ranges of IDs.
+        owner: Whose all is that they make, and the kernel does not free by itself.
         children: Pids of ours that somebody waits for: each sandbox's pid 1, and commands.
         late: Those that were killed and have not ended in time, see `sandboxlib.engine.patience`.
     """
 
     def __init__(self) -> None:
         self.host: Host = probe()
-        self.ids = IdRanges(self.host.run_dir)
+        self.ids = ranges(self.host.run_dir)
+        self.owner = Owner(self.host.run_dir)
         self.children: set[int] = set()
         self.late: set[Launch] = set()
         self._swept = False
         self._seen: dict[tuple[frozenset[str], str, Own, _Above], Host] = {}
         self._faults: dict[str, str] = {}
         # What programs left that were killed: the kernel frees all but their cgroups.
-        sweep(self.host.cgroups)
+        run_folder = self.host.run_dir if folders.is_own(self.host.run_dir) else ""
+        sweep(self.host.cgroups, run_folder)
 
     async def sweep(self, waiter: Waiter) -> None:
-        """Remove the layers on disk of programs that were killed; only the first time it is asked to."""
+        """Remove what programs left that were killed, but for cgroups; only the first time it is asked to."""
         if self._swept:
             return
-        self._swept = True
-        if os.path.isdir(self.host.run_dir):
+        folder = self.host.run_dir
+        # In what is not this user's alone anybody could have names that lead anywhere.
+        names = os.listdir(folder) if folders.is_own(folder) else []
+        if any(name.startswith("storage-") for name in names):
             from sandboxlib.engine.storage import sweep as sweep_layers
 
             await sweep_layers(waiter, self.host)
-            if self.host.privileged:
-                from sandboxlib.engine.teardown import sweep_all
+        if self.host.privileged and any(name.startswith("networks-") for name in names):
+            from sandboxlib.engine.teardown import sweep_all
 
-                await waiter.work(lambda: sweep_all(self.host))
+            await waiter.work(lambda: sweep_all(self.host))
+        if any(name.endswith((".hosts", ".resolv", ".pid")) for name in names):
+            from sandboxlib.engine.usernet import sweep as sweep_helpers
+
+            await waiter.work(lambda: sweep_helpers(self.host))
+        if any(name.startswith("owner-") for name in names):
+            # Last: what says that they are dead.
+            remove_locks(folder)
+        self._swept = True
 
     async def ask_for_cgroups(self, waiter: Waiter) -> CGroupHost:
         """

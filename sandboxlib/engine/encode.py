@@ -138,8 +138,8 @@ def _encode(step: Step, index: int, values: Values) -> bytes:
             return program.execute(paths, argv, env, index)
         case Serve():
             return program.serve(index)
-        case Init(owner, _, milliseconds):
-            return program.init(owner, milliseconds, index)
+        case Init(owner, tie, _, milliseconds):
+            return program.init(owner, tie, milliseconds, index)
         case Read(name, fd, size, _, ignore):
             return program.read(name, fd, size, index, ignore=ignore)
         case Fits(fd, most, _):

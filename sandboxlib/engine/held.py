@@ -12,15 +12,15 @@ from sandboxlib.engine.ledger import Member, Net, locked
 from sandboxlib.engine.presence import Presence
 from sandboxlib.engine.ranges import Surroundings
 from sandboxlib.errors import StateError
-from sandboxlib.kernel.cgroup import fresh_name
-from sandboxlib.kernel.cgroup.owner import PREFIX
 from sandboxlib.kernel.descriptor import openat
+from sandboxlib.kernel.owner import PREFIX
 from sandboxlib.plan import network as planned
 from sandboxlib.spec import SandboxSpec
 
 if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
+    from sandboxlib.kernel.owner import Owner
     from sandboxlib.network import Network
 
 
@@ -36,16 +36,20 @@ class OpenBridge(OpenNetwork):
         gateway6: Its own address in that, or None.
     """
 
-    def __init__(self, network: Network, host: Host) -> None:
+    def __init__(self, network: Network, host: Host, owner: Owner) -> None:
         # A bridge lies in this program's own.
-        super().__init__(network, OpenNamespace("network", openat("/proc/thread-self/ns/net", os.O_RDONLY)))
+        space = OpenNamespace("network").know(openat("/proc/thread-self/ns/net", os.O_RDONLY))
+        super().__init__(network, space)
         self._host = host
-        self._token = PREFIX + fresh_name().removeprefix(PREFIX)
+        self._owner = owner
+        self._token = ""
         self._open = False
         self._present: Presence | None = None
 
     def make(self) -> None:
         """Make it, or find it. Raises: NetworkError, UnsupportedError, KernelError; see `hold`."""
+        self._owner.hold(self)
+        self._token = PREFIX + self._owner.name()
         self._open = True
         around: Surroundings | None = None
         while (net := self._made(around)) is None:
@@ -95,6 +99,7 @@ class OpenBridge(OpenNetwork):
             self._open = False
         if self._present is not None:
             self._present.leave()
+        self._owner.drop(self)
 
     async def aclose(self, waiter: Waiter) -> None:
         """Let go of it: it is gone when nobody is on it. Idempotent."""
@@ -118,7 +123,8 @@ async def hold(waiter: Waiter, network: Network) -> OpenBridge:
     """
     host = program().host
     planned.check(SandboxSpec(network=network), host)
-    held = OpenBridge(network, host)
+    await program().sweep(waiter)
+    held = OpenBridge(network, host, program().owner)
     try:
         await waiter.work(held.make)
     except BaseException:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import NetworkError
+from sandboxlib.kernel.descriptor import Fd, openat, pidfd_open, pipe, private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,23 +34,35 @@ _PATIENCE = 10.0
 
 
 class Helper:
-    """A helper that runs. Attributes: pidfd, of its process; child, where it is ours to be reaped."""
+    """
+    A helper that runs.
 
-    def __init__(self, pidfd: int, child: subprocess.Popen[bytes] | None = None, held: int = -1) -> None:
-        self._pidfd = pidfd
-        self._child = child
-        self._held = held
+    Attributes:
+        pidfd: Of its process.
+        child: That, where it is ours to be reaped.
+        held: It ends when this is closed, if it is that kind.
+    """
+
+    def __init__(self, pidfd: Fd | None = None, held: Fd | None = None) -> None:
+        self.pidfd = pidfd or Fd()
+        self.child: subprocess.Popen[bytes] | None = None
+        # A forked child is not to keep it alive.
+        self.held = private(held or Fd())
 
     async def end(self, waiter: Waiter) -> None:
-        """Kill it, and wait until it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        await waiter.ready({self._pidfd: READ})
-        if self._child is not None:
-            self._child.wait()
-        os.close(self._pidfd)
-        if self._held >= 0:
-            os.close(self._held)
+        """Kill it, and wait until it has ended. Idempotent."""
+        if self.pidfd:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
+            await waiter.ready({self.pidfd.fileno(): READ})
+        if self.child is not None:
+            self.child.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        self.pidfd.close()
+        self.held.close()
 
 
 def programs(host: Host) -> list[str]:
@@ -109,49 +122,44 @@ def _pasta(program: str, pid: int, pid_file: str, ports: Sequence[Sequence[str |
         words = [line for line in done.stdout.decode(errors="replace").splitlines() if "syslog" not in line]
         raise NetworkError(f"pasta cannot connect the sandbox: {'; '.join(words) or 'it gives no reason'}")
     with open(pid_file, encoding="ascii") as file:
-        return Helper(os.pidfd_open(int(file.read().split()[0])))
+        return Helper(pidfd_open(int(file.read().split()[0])))
 
 
 def _slirp(program: str, pid: int, pid_file: str, ports: Sequence[Sequence[str | int]]) -> Helper:
-    ready, told = os.pipe2(os.O_CLOEXEC)
+    ready, told = pipe()
     # It ends when the other side of this is closed: also when this program is killed.
-    exits, held = os.pipe2(os.O_CLOEXEC)
-    api = f"{pid_file}.socket"
+    exits, held = pipe()
+    # By a name in its folder: a path of more than 107 bytes is none for a socket.
+    folder, name = os.path.split(f"{pid_file}.socket")
     command = [program, "--configure", "--mtu=65520", "--disable-host-loopback"]
-    command += ["--enable-sandbox", "--enable-seccomp", f"--ready-fd={told}", f"--exit-fd={exits}"]
-    command += ["--api-socket", api]
+    command += ["--enable-sandbox", "--enable-seccomp"]
+    command += [f"--ready-fd={told.fileno()}", f"--exit-fd={exits.fileno()}", "--api-socket", name]
+    helper = Helper(held=held)
     try:
-        with open(pid_file, "w", encoding="ascii") as log:
-            child = subprocess.Popen(
+        with open(pid_file, "w", encoding="ascii") as log, told, exits:
+            helper.child = subprocess.Popen(
                 [*command, str(pid), "eth0"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(told, exits),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=(told.fileno(), exits.fileno()), cwd=folder,
             )  # fmt: skip
-        os.close(told)
-        told = -1
-        connected = os.read(ready, 1)
-    except BaseException:
-        os.close(held)
-        raise
-    finally:
-        for fd in (ready, told, exits):
-            if fd >= 0:
-                os.close(fd)
-    helper = Helper(os.pidfd_open(child.pid), child, held)
-    try:
+        with ready as fd:
+            connected = os.read(fd, 1)
+        helper.pidfd = pidfd_open(helper.child.pid)
         if not connected:
             with open(pid_file, encoding="utf-8", errors="replace") as file:
                 raise NetworkError(f"slirp4netns cannot connect the sandbox: {file.read().strip()[-500:]}")
-        for port in ports:
-            _forward(api, port)
+        with openat(folder, os.O_PATH | os.O_DIRECTORY) as above:
+            for port in ports:
+                _forward(f"/proc/self/fd/{above}/{name}", port)
     except BaseException:
-        child.kill()
-        child.wait()
-        os.close(helper._pidfd)  # noqa: SLF001 - of this module
-        os.close(held)
+        if helper.child is not None:
+            helper.child.kill()
+            helper.child.wait()
+        helper.close()
         raise
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(api)
+            os.unlink(os.path.join(folder, name))
     return helper
 
 

@@ -6,71 +6,101 @@ import fcntl
 import os
 import struct
 import threading
+from collections.abc import Iterator
 
-from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.errors import UnsupportedError
+from sandboxlib.host import IDRanges
+from sandboxlib.kernel import folders
+from sandboxlib.kernel.descriptor import Fd, openat, private
+from sandboxlib.kernel.syscall import failed
 
-#: Above what distributions give to users and below what systemd reserves at the top (UIDS-GIDS.md).
-FIRST = 0x50000000
 COUNT = 65536
-SLOTS = 4096
 _FLOCK = struct.Struct("hhqqi4x")
 
 
 class IdRanges:
     """
-    Hands out ranges by locking one byte each of a file in *folder*.
+    Hands out ranges by locking bytes of a file in *folder*: each byte stands for the ID with its number.
 
-    The locks belong to the open file: the kernel drops them when this program
-    ends, however it ends, so a range is never lost and never given twice.
+    The locks belong to the process: the kernel drops them when it ends, however it ends, and when it
+    executes another program, so a range is never lost and never given twice. A forked child has none
+    of them. So this is the only one who opens the file in a process: closing it drops them all.
 
-    Kernel: fcntl(2), open file description locks, Linux 3.15.
+    Kernel: fcntl(2), record locks.
     """
 
     def __init__(self, folder: str) -> None:
-        self._path = os.path.join(folder, "ids")
-        self._lock = threading.Lock()
-        self._fd = -1
-        self._used: set[int] = set()
-        self._owner = 0
+        self._folder = folder
+        self._lock = threading.RLock()
+        # Closed in a forked child before that has a lock of its own, and never later.
+        self._fd = private(Fd())
+        # Whose each range is, by its first ID.
+        self._used: dict[int, object] = {}
 
-    def take(self) -> int:
-        """The first ID of a free range; give it back with `release`."""
+    def take(self, host: IDRanges, holder: object) -> int:
+        """
+        The first ID of a free range, which is *holder*'s until `release`.
+
+        Raises:
+            UnsupportedError: All are in use, or this machine has none.
+            ViolationError: The folder is not this user's alone.
+            KernelError: The locks cannot be had.
+        """
+        if not host.free:
+            raise UnsupportedError("a sandbox of root's with users of its own", "a range of IDs", host.fault)
         with self._lock:
-            if self._owner != os.getpid():
+            if not self._fd:
                 self._open()
-            slot = 0
-            while slot in self._used or not self._try(slot):
-                slot += 1
-                if slot == SLOTS:
-                    raise UnsupportedError(f"another sandbox beside {SLOTS} of them", "a free range of IDs")
-            self._used.add(slot)
-            return FIRST + slot * COUNT
+            for first in _firsts(host):
+                if first not in self._used:
+                    # First: what is locked is known.
+                    self._used[first] = holder
+                    if self._try(first):
+                        return first
+                    del self._used[first]
+        number = sum(count // COUNT for _, count in host.free)
+        raise UnsupportedError(f"another sandbox beside {number} of them", "a free range of IDs", host.source)
 
-    def release(self, first: int) -> None:
-        """Give a range back."""
-        slot = (first - FIRST) // COUNT
+    def release(self, holder: object) -> None:
+        """Give back what *holder* has. Idempotent."""
         with self._lock:
-            if self._owner == os.getpid() and slot in self._used:
-                self._used.discard(slot)
-                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, slot, 1, 0))
-                if not self._used:
-                    os.close(self._fd)
-                    self._owner = 0
+            for first in [first for first, other in self._used.items() if other is holder]:
+                self._set(fcntl.F_UNLCK, first)
+                del self._used[first]
+            if not self._used:
+                self._fd.close()
 
     def _open(self) -> None:
-        # A forked child's descriptor would share the parent's locks: it opens its own.
-        folder = os.path.dirname(self._path)
-        try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise KernelError(error.errno or 0, f'openat("{self._path}")', "ranges of IDs") from error
-        self._owner = os.getpid()
-        self._used = set()
+        folders.own(self._folder).close()
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        openat(os.path.join(self._folder, "ids"), flags, 0o600, why="ranges of IDs", into=self._fd)
 
-    def _try(self, slot: int) -> bool:
+    def _try(self, first: int) -> bool:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, slot, 1, 0))
+            self._set(fcntl.F_WRLCK, first)
         except (BlockingIOError, PermissionError):
             return False
         return True
+
+    def _set(self, kind: int, first: int) -> None:
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, first, COUNT, 0))
+        except OSError as error:
+            raise failed(error, f"fcntl(<ids>, F_SETLK, {first})", "ranges of IDs") from None
+
+
+def _firsts(host: IDRanges) -> Iterator[int]:
+    for start, count in host.free:
+        yield from range(start, start + count - COUNT + 1, COUNT)
+
+
+# One for each folder in each process, whatever user it becomes meanwhile.
+_every: dict[tuple[int, str], IdRanges] = {}
+
+
+def ranges(folder: str) -> IdRanges:
+    """Those whose locks are in *folder*."""
+    return _every.setdefault((os.getpid(), folder), IdRanges(folder))
+
+
+__all__ = ["COUNT", "IdRanges", "ranges"]

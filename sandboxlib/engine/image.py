@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import attrs
 
 from sandboxlib.engine.current import program
-from sandboxlib.engine.volumes import state_folder
 from sandboxlib.errors import ImageError, UnsupportedError
 from sandboxlib.host import Host
 from sandboxlib.image import trees
 from sandboxlib.image.locks import never
 from sandboxlib.image.owner import Owner, OwnerError
 from sandboxlib.image.users import Account, account
+from sandboxlib.kernel.folders import state_folder
 from sandboxlib.merged import Folder
 from sandboxlib.mount import Mount, below
 from sandboxlib.namespace import Namespace
@@ -53,7 +53,6 @@ class Held(NamedTuple):
     Attributes:
         spec: The sandbox, with the image's layers and defaults.
         image: Its manifest.
-        lease: Keeps it in the store until it is closed.
         owner: Whose the files of its layers are on disk.
         command: What runs where no command is given; its first part, and the part that arguments
             take the place of.
@@ -63,7 +62,6 @@ class Held(NamedTuple):
 
     spec: SandboxSpec
     image: Descriptor
-    lease: Lease
     owner: Owner
     command: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     volumes: tuple[str, ...] = ()
@@ -84,19 +82,19 @@ def own_store() -> Store:
     return Store(os.path.join(state_folder(), "images"))
 
 
-async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host) -> Held:
+async def prepare(waiter: Waiter, spec: SandboxSpec, host: Host, lease: Lease) -> Held:
     """
-    Have the image of *spec* unpacked, and hold it.
+    Have the image of *spec* unpacked, and hold it by *lease*.
 
     Raises:
         ImageError: There is none of this name, it cannot be pulled, or is of another machine.
         ViolationError: A layer of it is hostile.
         UnsupportedError: It cannot be unpacked with the right owners.
     """
-    return await waiter.work(lambda: hold(spec, host, waiter.check))
+    return await waiter.work(lambda: hold(spec, host, waiter.check, lease))
 
 
-def hold(spec: SandboxSpec, host: Host, cancelled: Callable[[], None]) -> Held:
+def hold(spec: SandboxSpec, host: Host, cancelled: Callable[[], None], lease: Lease) -> Held:
     """Do the same in this thread; *cancelled* is called every now and then, and raises to give up."""
     name = _name(spec)
     store = own_store()
@@ -105,8 +103,8 @@ def hold(spec: SandboxSpec, host: Host, cancelled: Callable[[], None]) -> Held:
         if is_digest(name):
             raise ImageError("there is no such image in the store", name)
         found = _pull(store, name, spec, host, cancelled)
-    lease = store.lease(found)
     try:
+        store.lease(found, lease)
         manifest = store.manifest(found)
         config = store.config(manifest)
         _check_layers(len(manifest.layers), spec, host)
@@ -115,7 +113,7 @@ def hold(spec: SandboxSpec, host: Host, cancelled: Callable[[], None]) -> Held:
         who = _account(spec, config.config, layers, found)
         if not tree.has(who):
             layers = tree.unpack(who)
-        held = _settled(spec, host, found, lease, config.config, layers, who, tree)
+        held = _settled(spec, host, found, config.config, layers, who, tree)
         if spec.rootfs is None and held.spec.rootfs is not None and held.spec.rootfs.storage != "tmpfs":
             os.makedirs(storage_of(host), mode=0o700, exist_ok=True)
         return held
@@ -243,7 +241,7 @@ def planned(spec: SandboxSpec, host: Host) -> SandboxSpec:
     found = look_up(store, name)
     if found is None:
         raise ImageError("it is not in the store, so nothing can be planned: pull it first", name)
-    with store.lease(found) as lease:
+    with store.lease(found):
         manifest = store.manifest(found)
         config = store.config(manifest)
         owner = owner_of(host, spec.namespace("user"))
@@ -257,7 +255,7 @@ def planned(spec: SandboxSpec, host: Host) -> SandboxSpec:
             )
         who = _account(spec, config.config, layers, found)
         tree = _Tree(store, manifest, config, host, spec.namespace("user"), never)
-        return _settled(spec, host, found, lease, config.config, layers, who, tree).spec
+        return _settled(spec, host, found, config.config, layers, who, tree).spec
 
 
 def look_up(store: Store, name: str) -> Descriptor | None:
@@ -309,7 +307,6 @@ def _settled(
     spec: SandboxSpec,
     host: Host,
     image: Descriptor,
-    lease: Lease,
     config: Config | None,
     layers: tuple[str, ...],
     who: Account,
@@ -344,7 +341,7 @@ def _settled(
         taken = {mount.destination for mount in spec.mounts}
         added = [Mount.tmpfs(path) for path in volumes if not any(below(path, each) for each in taken)]
         changes["mounts"] = (*spec.mounts, *added)
-    held = Held(attrs.evolve(spec, **changes), image, lease, tree.owner, volumes=tuple(volumes))
+    held = Held(attrs.evolve(spec, **changes), image, tree.owner, volumes=tuple(volumes))
     if config is None:
         return held
     return held._replace(

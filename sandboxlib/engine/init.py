@@ -13,7 +13,7 @@ from sandboxlib.engine.patience import LONGEST, answer, left
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError
 from sandboxlib.kernel import launcher
-from sandboxlib.kernel.descriptor import Fd, pidfd_open, pipe
+from sandboxlib.kernel.descriptor import Fd, pidfd_open, pipe, private
 from sandboxlib.plan.start import maps_by_tool, namespaces, to_join
 from sandboxlib.plan.steps import Plan
 
@@ -38,7 +38,8 @@ class Init:
     def __init__(self, waiter: Waiter, children: set[int]) -> None:
         self._waiter = waiter
         self._children = children
-        self._launch = launcher.Launch()
+        # A forked child is not to keep it alive.
+        self._launch = private(launcher.Launch())
         self.scratch = Fd()
 
     @property
@@ -67,20 +68,21 @@ class Init:
         modes = namespaces(spec, host)
         launch = self._launch
         spaces: list[Fd] = []
-        read, write = pipe()
+        tie, (read, write) = launch.tie(), pipe()
         try:
             for value in to_join(modes):
                 spaces.append(open_namespace(value))  # noqa: PERF401 - closed if a later one cannot be opened
             numbers = [space.fileno() for space in spaces]
             with pidfd_open(os.getpid()) as owner:
-                launch.begin(code, owner, read.fileno(), write.fileno(), *numbers)
+                launch.begin(code, owner, write.fileno(), read.fileno(), tie.fileno(), *numbers)
             read.close()
+            tie.close()
             if not maps_by_tool(host, modes):
                 write.close()
             await self._ready(spec, host, plan, write, connections)
         finally:
             # Without its last end a pid 1 that still waits gives up.
-            for fd in (write, read, *spaces):
+            for fd in (write, read, tie, *spaces):
                 fd.close()
             await self._catch_up()
 
@@ -175,8 +177,7 @@ class Init:
 
     def close(self) -> None:
         """Close all descriptors."""
-        self._launch.hang_up()
-        self._launch.unpin()
+        self._launch.close()
         self.scratch.close()
 
 

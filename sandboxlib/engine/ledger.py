@@ -174,7 +174,7 @@ class Book:
         folder: Where it lies, and the files of names beside it.
         networks: By name.
         leaving: Networks whose bridges are being removed.
-        members: By a token that names the owner, see `sandboxlib.kernel.cgroup.owner`.
+        members: By a token that names the owner, see `sandboxlib.kernel.owner`.
         forwarding: For 4 and 6, where we let the host forward.
         servers: Name servers that need help.
         rules: What we made of the host's rules.

@@ -16,26 +16,11 @@ from sandboxlib.host import Host
 from sandboxlib.kernel import launcher
 from sandboxlib.kernel.descriptor import Fd, pidfd_open, pipe
 from sandboxlib.namespace import Namespace
-from sandboxlib.plan.flags import CLONE_NEWUSER, Named
+from sandboxlib.plan.flags import CLONE_NEWUSER, O_CLOEXEC, Named
 from sandboxlib.plan.ids import id_map
-from sandboxlib.plan.start import maps_by_tool
+from sandboxlib.plan.start import GIVEN_TIE, SYNC_READ, SYNC_WRITE, TIE, maps_by_tool
 from sandboxlib.plan.steps import Call, ChildWrite, Clone, Report, Step, flatten
 from sandboxlib.spec import SandboxSpec
-
-OWNER, SYNC_READ, SYNC_WRITE = Named(5, "<owner>"), Named(6, "<sync>"), Named(7, "<sync'>")
-
-
-class Made(NamedTuple):
-    """
-    What a launcher made.
-
-    Attributes:
-        fds: What it handed out, in order.
-        launch: With its child, to be ended by `end`.
-    """
-
-    fds: tuple[Fd, ...]
-    launch: launcher.Launch
 
 
 class Recipe(NamedTuple):
@@ -62,7 +47,7 @@ class Recipe(NamedTuple):
 def _steps(recipe: Recipe, host: Host, by_tool: bool) -> Iterator[Step]:
     new_user = bool(recipe.flags & CLONE_NEWUSER)
     wait: list[Step] = [
-        Call("close", (SYNC_WRITE,), "so that the end of the launcher is noticed"),
+        Call("dup3", (GIVEN_TIE, TIE, O_CLOEXEC), "so that the end of the launcher is noticed"),
         Call("read", (SYNC_READ, bytes(8), 1), "wait for the launcher", positive=True),
     ]
     yield from recipe.early
@@ -79,19 +64,28 @@ def _steps(recipe: Recipe, host: Host, by_tool: bool) -> Iterator[Step]:
         yield Call("write", (SYNC_WRITE, b"!", 1), "it may go on")
 
 
-async def make(waiter: Waiter, host: Host, recipe: Recipe, values: Mapping[str, int | str]) -> Made:
-    """Run the launcher until the child has handed out all that it is to. Raises: KernelError."""
+async def make(
+    waiter: Waiter, host: Host, recipe: Recipe, values: Mapping[str, int | str], launch: launcher.Launch
+) -> tuple[Fd, ...]:
+    """
+    Run the launcher, as *launch*, until the child has handed out all that it is to, in order.
+
+    The child is there then, until `end`, and whatever comes before that.
+
+    Raises:
+        KernelError: A step failed.
+    """
     modes: dict[str, Namespace | None] = {"user": recipe.user}
     by_tool = recipe.own and maps_by_tool(host, modes)
     steps = tuple(_steps(recipe, host, by_tool))
     expected = sum(isinstance(step, Report) and step.fd >= 0 for step in flatten(steps))
     fds: list[Fd] = []
-    launch = launcher.Launch()
-    read, write = pipe()
+    tie, (read, write) = launch.tie(), pipe()
     try:
         with pidfd_open(os.getpid()) as owner:
-            launch.begin(encode(steps, values), owner, read.fileno(), write.fileno())
+            launch.begin(encode(steps, values), owner, write.fileno(), read.fileno(), tie.fileno())
         read.close()
+        tie.close()
         if not by_tool:
             write.close()
         while len(fds) < expected or not launch.pid:
@@ -117,12 +111,12 @@ async def make(waiter: Waiter, host: Host, recipe: Recipe, values: Mapping[str, 
         launch.hang_up()
     except BaseException:
         # Without its last end a child that still waits gives up.
-        for fd in (write, read, *fds):
+        for fd in (write, read, tie, *fds):
             fd.close()
         await end(waiter, launch)
         raise
     write.close()
-    return Made(tuple(fds), launch)
+    return tuple(fds)
 
 
 async def end(waiter: Waiter, launch: launcher.Launch) -> None:
@@ -134,3 +128,4 @@ async def end(waiter: Waiter, launch: launcher.Launch) -> None:
             continue
         launch.hang_up()
     await killed(waiter, launch)
+    launch.close()

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Self
 from sandboxlib.engine.current import program, resolve
 from sandboxlib.engine.making import Recipe, end, make
 from sandboxlib.engine.planning import asks_for_image
-from sandboxlib.engine.storage import Places, prepare
+from sandboxlib.engine.storage import Places
 from sandboxlib.engine.undo import Undo
 from sandboxlib.engine.waiter import BLOCKING, Waiter, complete
 from sandboxlib.errors import StateError, UnsupportedError
 from sandboxlib.host import Host
+from sandboxlib.image.leases import Lease
 from sandboxlib.kernel.descriptor import Fd
+from sandboxlib.kernel.launcher import Launch
 from sandboxlib.plan import root, tree
 from sandboxlib.plan.flags import CLONE_NEWNS, CLONE_NEWUSER, CLONE_PARENT, NOTHING
 from sandboxlib.plan.steps import Report, Step
 from sandboxlib.spec import SandboxSpec
 
 if TYPE_CHECKING:
-    from sandboxlib.image.leases import Lease
     from sandboxlib.result import Change
     from sandboxlib.rootfs import Rootfs
 
@@ -38,16 +39,15 @@ class OpenRootfs:
     calling program's.
     """
 
-    def __init__(
-        self, rootfs: Rootfs, host: Host, fds: tuple[Fd, ...], places: Places, lease: Lease | None = None
-    ) -> None:
+    def __init__(self, rootfs: Rootfs, host: Host, places: Places, lease: Lease) -> None:
         self.rootfs = rootfs
-        self._lease = lease
         self.host = host
         self.places = places
-        # What is written to is handed out first, where there is such a layer.
-        *scratch, self._fd = fds
-        self.scratch = scratch[0] if scratch else Fd()
+        self.launch = Launch()
+        # What is written to, where there is such a layer.
+        self.scratch = Fd()
+        self._fd = Fd()
+        self._lease = lease
         self._undo = Undo(self._unmount, self._remove, self._let_go)
         self._waiter: Waiter = BLOCKING
 
@@ -82,13 +82,20 @@ class OpenRootfs:
     async def _unmount(self) -> None:
         self._fd.close()
         self.scratch.close()
+        await end(self._waiter, self.launch)
 
     async def _remove(self) -> None:
         await self.places.release(self._waiter)
 
     async def _let_go(self) -> None:
-        if self._lease is not None:
-            self._lease.close()
+        self._lease.close()
+
+    def know(self, *scratch: Fd, tree: Fd) -> Self:
+        """It is there now: what is written to comes first, where there is such a layer."""
+        for found in scratch:
+            self.scratch = found
+        self._fd = tree
+        return self
 
     def close(self) -> None:
         """Unmount it, and remove what was written; closing again carries on where it was left."""
@@ -115,44 +122,41 @@ async def make_rootfs(waiter: Waiter, rootfs: Rootfs) -> OpenRootfs:
         UnsupportedError: This host cannot make it.
         KernelError: A system call failed; nothing is left behind.
     """
-    asked, lease = SandboxSpec(rootfs=rootfs), None
-    if asks_for_image(asked):
-        from sandboxlib.engine.image import prepare as look_up
-
-        held = await look_up(waiter, asked, program().host)
-        asked, lease = held.spec, held.lease
-        assert asked.rootfs is not None
-        rootfs = asked.rootfs
+    owner, asked, lease = program(), SandboxSpec(rootfs=rootfs), Lease()
+    await owner.sweep(waiter)
+    # It is there before anything of it is, so that all of it can be taken back.
+    opened = OpenRootfs(rootfs, owner.host, Places(owner.host, owner.owner), lease)
     try:
-        return await _mount(waiter, rootfs, lease)
+        if asks_for_image(asked):
+            from sandboxlib.engine.image import prepare as look_up
+
+            asked = (await look_up(waiter, asked, owner.host, lease)).spec
+            assert asked.rootfs is not None
+        return await _mount(waiter, opened, asked)
     except BaseException:
-        if lease is not None:
-            lease.close()
+        with waiter.shield():
+            await opened.aclose(waiter)
         raise
 
 
-async def _mount(waiter: Waiter, rootfs: Rootfs, lease: Lease | None) -> OpenRootfs:
-    spec, host = resolve(SandboxSpec(rootfs=rootfs))
+async def _mount(waiter: Waiter, opened: OpenRootfs, asked: SandboxSpec) -> OpenRootfs:
+    spec, host = resolve(asked)
     assert spec.rootfs is not None
-    rootfs = spec.rootfs
+    opened.rootfs, opened.host = spec.rootfs, host
     if not host.privileged and host.userns_hint:
         raise UnsupportedError("a mount", "root, or leave to make a user namespace", host.userns_hint)
-    plan = root.alone(rootfs, host)
+    plan = root.alone(spec.rootfs, host)
     child: list[Step] = [*plan.build]
     if plan.keep >= 0:
         child.append(Report("ready", "where the changes are", plan.keep))
     child.append(Report("ready", "the tree", tree.MOUNT))
     flags = CLONE_PARENT | CLONE_NEWNS | (NOTHING if host.privileged else CLONE_NEWUSER)
     recipe = Recipe(flags, tuple(child), plan.sources, plan.with_user_namespace)
-    places = await prepare(waiter, spec, host, {}, alone=True)
-    try:
-        made = await make(waiter, host, recipe, places.values)
-        await end(waiter, made.launch)
-    except BaseException:
-        with waiter.shield():
-            await places.release(waiter)
-        raise
-    return OpenRootfs(rootfs, host, made.fds, places, lease)
+    await opened.places.prepare(waiter, spec, {}, alone=True)
+    *scratch, found = await make(waiter, host, recipe, opened.places.values, opened.launch)
+    opened.know(*scratch, tree=found)
+    await end(waiter, opened.launch)
+    return opened
 
 
 def open_rootfs(value: Rootfs) -> OpenRootfs:

@@ -370,9 +370,6 @@ class Process:
             for fd in (self.mark, self.stdin, self.stdout, self.stderr, self.terminal):
                 fd.close()
 
-    def __del__(self) -> None:
-        self.release()
-
     def terminate(self) -> None:
         """End it in good order, by the signal that its image asks for."""
         held = self.engine.held

@@ -17,6 +17,7 @@ from sandboxlib.engine.planning import asks_for_image, compiled, plan_start
 from sandboxlib.engine.undo import Undo
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, SandboxError, StateError
+from sandboxlib.image.leases import Lease
 from sandboxlib.kernel import cgroup, launcher, proc
 from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.plan.start import namespaces
@@ -44,6 +45,8 @@ class Engine:
         host: What this machine can do.
         plan: What was done to start it.
         held: Its image, or None.
+        lease: Keeps that in the store.
+        owner: Whose it is: it ends with it, if not sooner.
         group: Its cgroup, or None where there are none.
         ids: The first of its range of IDs, or None.
         init: Its pid 1.
@@ -54,8 +57,10 @@ class Engine:
         self.waiter = waiter
         self._view = view
         self.program: Program = program()
+        self.owner = self.program.owner
         self.spec, self.host, self.plan = spec, self.program.host, Plan(())
         self.held: Held | None = None
+        self.lease = Lease()
         if not asks_for_image(spec):
             self.settle(spec)
         self.group: cgroup.Group | None = None
@@ -88,6 +93,7 @@ class Engine:
             self._remove_group,
             self._release_ids,
             self._release_image,
+            self._disown,
         )
 
     @property
@@ -315,13 +321,14 @@ class Engine:
             self.group.close()
 
     async def _release_ids(self) -> None:
-        while self.ids:
-            self.program.ids.release(self.ids[-1])
-            self.ids.pop()
+        self.program.ids.release(self)
+        self.ids.clear()
 
     async def _release_image(self) -> None:
-        if self.held is not None:
-            self.held.lease.close()
+        self.lease.close()
+
+    async def _disown(self) -> None:
+        self.owner.drop(self)
 
     async def has_ended(self) -> StateError:
         """The error for a sandbox that was found to have ended."""

@@ -8,16 +8,18 @@ next one that starts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
 
 from sandboxlib.engine import volumes
 from sandboxlib.engine.outside import GIVEN, outside, remove_below
-from sandboxlib.errors import KernelError, SpecError, UnsupportedError
-from sandboxlib.kernel.cgroup import fresh_name
-from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
-from sandboxlib.kernel.launcher import close
+from sandboxlib.errors import SpecError, UnsupportedError
+from sandboxlib.kernel import folders
+from sandboxlib.kernel.descriptor import Fd, openat, private
+from sandboxlib.kernel.owner import PREFIX, is_dead
+from sandboxlib.kernel.syscall import failed
 from sandboxlib.plan.flags import AT_EMPTY_PATH
 from sandboxlib.plan.overlay import BASE, COVER, driver_of
 from sandboxlib.plan.root import user_of
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
+    from sandboxlib.kernel.owner import Owner
     from sandboxlib.rootfs import Rootfs
     from sandboxlib.spec import SandboxSpec
 
@@ -42,99 +45,92 @@ class Places:
         values: What the plan's variables ``volumes`` and ``storage`` stand for.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, owner: Owner) -> None:
         self._host = host
-        self._locks: list[int] = []
+        self._owner = owner
+        # Volumes, and the locks that keep them.
+        self._volumes: list[tuple[str, Fd]] = []
         self._folder = ""
         self.values: dict[str, int | str] = {}
 
-    async def lock(self, waiter: Waiter, spec: SandboxSpec) -> None:
+    async def prepare(
+        self, waiter: Waiter, spec: SandboxSpec, values: Mapping[str, object], *, alone: bool = False
+    ) -> None:
+        """
+        Make what *spec* has on disk. Whatever comes, `release` takes it back.
+
+        Args:
+            waiter: To wait by.
+            spec: What is asked for.
+            values: What the plan's variables stand for: the sandbox's ranges of IDs, if it has them.
+            alone: It is for a file tree without a sandbox, whose owners are the program's.
+
+        Raises:
+            UnsupportedError: A limit of size that this host cannot hold.
+            SpecError: The folder for what is written does not exist.
+            KernelError: A folder cannot be made.
+        """
+        rootfs = spec.rootfs
+        storage = rootfs.storage if rootfs is not None and rootfs.storage != "tmpfs" else None
+        if storage is not None and rootfs is not None:
+            if not os.path.isdir(storage):  # noqa: ASYNC240 - one look, as all of a start's
+                raise SpecError("rootfs.storage", storage, "a folder that exists")
+            if rootfs.size is not None or rootfs.nr_inodes is not None:
+                hint = "leave size= and nr_inodes= out, or storage= for a layer in memory, which has a size"
+                what = f"a limit on what is written to {storage}"
+                raise UnsupportedError(what, "a file system that counts by folder", hint)
+        await self._lock(waiter, spec)
+        if storage is not None and rootfs is not None:
+            self._make(storage)
+            if driver_of(rootfs, self._host) == "copy":
+                from sandboxlib.engine.copied import as_is, copy_layers, shifted
+
+                shift = as_is if alone else shifted(spec, self._host, values)
+                await copy_layers(waiter, spec, self._host, str(self.values["storage"]), shift)
+            elif not self._host.privileged:
+                _check_marks(str(self.values["storage"]), storage)
+            # Of programs of earlier times: the links in the run-time folder do not outlive a boot.
+            await sweep_folder(waiter, self._host, storage)
+
+    async def _lock(self, waiter: Waiter, spec: SandboxSpec) -> None:
         """Make the volumes of *spec* where they are missing, and keep others from removing them."""
         uid, gid = user_of(spec)
         for mount in spec.mounts:
             if mount.kind == "volume" and mount.source is not None:
-                fd, made = volumes.acquire(mount.source, mount.size)
-                self._locks.append(fd)
+                lock = private(Fd())
+                self._volumes.append((mount.source, lock))
+                made, volume = volumes.acquire(mount.source, mount.size, lock)
                 self.values["volumes"] = volumes.folder()
-                if made and (uid or gid):
-                    async with outside(waiter, self._host, fd) as asked:
-                        args = (GIVEN, "", uid, gid, AT_EMPTY_PATH)
-                        await asked.ask(
-                            Call("fchownat", args, "the volume is the user's who it was made for")
-                        )
+                with volume as fd:
+                    if made and (uid or gid):
+                        async with outside(waiter, self._host, fd) as asked:
+                            args = (GIVEN, "", uid, gid, AT_EMPTY_PATH)
+                            why = "the volume is the user's who it was made for"
+                            await asked.ask(Call("fchownat", args, why))
 
-    def make(self, storage: str) -> None:
+    def _make(self, storage: str) -> None:
         """Make the folder for a layer below *storage*."""
-        name = PREFIX + fresh_name().removeprefix(PREFIX)
-        path = os.path.join(storage, name)
+        self._owner.hold(self)
+        name = PREFIX + self._owner.name()
+        path = self._folder = os.path.join(storage, name)
         try:
-            os.makedirs(self._host.run_dir, mode=0o700, exist_ok=True)
             # First the link: were it the other way round, a folder could be left that nobody finds.
             os.symlink(storage, os.path.join(self._host.run_dir, _LINK + name))
-            self._folder = path
             os.mkdir(path, 0o700)
         except OSError as error:
-            raise KernelError(error.errno or 0, f'mkdir("{path}")', "the layer that is written to") from None
+            raise failed(error, f'mkdir("{path}")', "the layer that is written to") from None
         self.values["storage"] = path
 
     async def release(self, waiter: Waiter) -> None:
         """Let go of all, and remove what was written to the layer. Idempotent. Raises: KernelError."""
-        locks, self._locks = self._locks, []
-        close(*locks)
-        folder, self._folder = self._folder, ""
-        if folder:
-            await _remove(waiter, self._host, *os.path.split(folder))
-            os.unlink(os.path.join(self._host.run_dir, _LINK + os.path.basename(folder)))
-
-
-async def prepare(
-    waiter: Waiter, spec: SandboxSpec, host: Host, values: Mapping[str, object], *, alone: bool = False
-) -> Places:
-    """
-    Make what *spec* has on disk; release it when the sandbox is gone.
-
-    Args:
-        waiter: To wait by.
-        spec: What is asked for.
-        host: What this machine can do.
-        values: What the plan's variables stand for: the sandbox's ranges of IDs, if it has them.
-        alone: It is for a file tree without a sandbox, whose owners are the program's.
-
-    Raises:
-        UnsupportedError: A limit of size that this host cannot hold.
-        SpecError: The folder for what is written does not exist.
-        KernelError: A folder cannot be made.
-    """
-    places = Places(host)
-    rootfs = spec.rootfs
-    storage = rootfs.storage if rootfs is not None and rootfs.storage != "tmpfs" else None
-    if storage is not None and rootfs is not None:
-        if not os.path.isdir(storage):  # noqa: ASYNC240 - one look, as all of a start's
-            raise SpecError("rootfs.storage", storage, "a folder that exists")
-        if rootfs.size is not None or rootfs.nr_inodes is not None:
-            raise UnsupportedError(
-                f"a limit on what is written to {storage}",
-                "a file system that counts by folder",
-                "leave size= and nr_inodes= out, or storage= for a layer in memory, whose size is limited",
-            )
-    try:
-        await places.lock(waiter, spec)
-        if storage is not None and rootfs is not None:
-            places.make(storage)
-            if driver_of(rootfs, host) == "copy":
-                from sandboxlib.engine.copied import as_is, copy_layers, shifted
-
-                shift = as_is if alone else shifted(spec, host, values)
-                await copy_layers(waiter, spec, host, str(places.values["storage"]), shift)
-            elif not host.privileged:
-                _check_marks(str(places.values["storage"]), storage)
-            # Of programs of earlier times: the links in the run-time folder do not outlive a boot.
-            await sweep_folder(waiter, host, storage)
-    except BaseException:
-        with waiter.shield():
-            await places.release(waiter)
-        raise
-    return places
+        for name, lock in self._volumes:
+            volumes.release(name, lock)
+        if self._folder:
+            await _remove(waiter, self._host, *os.path.split(self._folder))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._host.run_dir, _LINK + os.path.basename(self._folder)))
+            self._folder = ""
+        self._owner.drop(self)
 
 
 def _check_marks(path: str, storage: str) -> None:
@@ -144,9 +140,7 @@ def _check_marks(path: str, storage: str) -> None:
         os.removexattr(path, "user.sandboxlib")
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-            raise KernelError(
-                error.errno or 0, f'setxattr("{path}")', "the layer that is written to"
-            ) from None
+            raise failed(error, f'setxattr("{path}")', "the layer that is written to") from None
         raise UnsupportedError(
             f"an overlay that writes to {storage}",
             "a file system with user.* attributes there",
@@ -169,21 +163,17 @@ def lowers(rootfs: Rootfs, scratch: int) -> tuple[tuple[str, bool], ...]:
 
 async def _remove(waiter: Waiter, host: Host, folder: str, name: str) -> None:
     try:
-        fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with openat(folder, os.O_PATH | os.O_DIRECTORY) as fd:
+            await remove_below(waiter, host, fd, name)
     except FileNotFoundError:
         return
-    try:
-        await remove_below(waiter, host, fd, name)
-    except FileNotFoundError:
-        return
-    finally:
-        os.close(fd)
 
 
 async def sweep_folder(waiter: Waiter, host: Host, folder: str) -> None:
     """Remove the layers in *folder* whose owner is dead."""
+    run_folder = host.run_dir if folders.is_own(host.run_dir) else ""
     for name in _names(folder):
-        if name.startswith(PREFIX) and is_dead(name):
+        if name.startswith(PREFIX) and is_dead(name, run_folder):
             await _remove(waiter, host, folder, name)
 
 
@@ -191,7 +181,7 @@ async def sweep(waiter: Waiter, host: Host) -> None:
     """Remove the layers on disk whose owner is dead, wherever they are."""
     for name in _names(host.run_dir):
         layer = name.removeprefix(_LINK)
-        if layer != name and is_dead(layer):
+        if layer != name and is_dead(layer, host.run_dir):
             path = os.path.join(host.run_dir, name)
             try:
                 folder = os.readlink(path)
@@ -208,4 +198,4 @@ def _names(folder: str) -> list[str]:
         return []
 
 
-__all__ = ["Places", "lowers", "prepare", "sweep", "sweep_folder"]
+__all__ = ["Places", "lowers", "sweep", "sweep_folder"]

@@ -20,8 +20,8 @@ from sandboxlib.engine import firewall, forwarding, hosts, ledger, presence
 from sandboxlib.engine.ledger import Book, Member, Net, folder, locked
 from sandboxlib.errors import NetworkError
 from sandboxlib.kernel import conntrack, links
-from sandboxlib.kernel.cgroup.owner import is_dead
 from sandboxlib.kernel.netlink import carry_out, open_socket
+from sandboxlib.kernel.owner import is_dead, owner_of
 
 if TYPE_CHECKING:
     from sandboxlib.host import Host
@@ -146,9 +146,9 @@ def sweep(book: Book) -> list[str]:
     """
     # One look for each program, not for each of its sandboxes.
     named = [*book.members, *(net.leaving for net in book.leaving)]
-    owners = {token.rpartition("-")[0]: token for token in named}
-    dead = {owner for owner, token in owners.items() if is_dead(token)}
-    tokens = [token for token in book.members if token.rpartition("-")[0] in dead]
+    owners = {owner_of(token): token for token in named}
+    dead = {owner for owner, token in owners.items() if is_dead(token, os.path.dirname(book.folder))}
+    tokens = [token for token in book.members if owner_of(token) in dead]
     found = [f"a place on network {book.members[token].network!r}" for token in tokens]
     if tokens:
         members = [book.members[token] for token in tokens]
@@ -157,7 +157,7 @@ def sweep(book: Book) -> list[str]:
         conntrack.forget(address for member in members for address in member.addresses)
     if tokens or any(not book.on(name) for name in book.networks):
         strike(book, tokens, _NOBODY)
-    left = [net for net in book.leaving if net.leaving == _NOBODY or net.leaving.rpartition("-")[0] in dead]
+    left = [net for net in book.leaving if net.leaving == _NOBODY or owner_of(net.leaving) in dead]
     if left:
         with open_socket() as sock:
             carry_out(sock, [links.delete(net.bridge) for net in left])
@@ -204,7 +204,7 @@ def sweep_books(host: Host) -> None:
     for where, inode in candidates:
         if inode not in living:
             with contextlib.suppress(NetworkError), locked(host.run_dir, where) as book:
-                if all(is_dead(token) for token in book.members):
+                if all(is_dead(token, host.run_dir) for token in book.members):
                     ledger.clear(where)
 
 

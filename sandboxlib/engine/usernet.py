@@ -12,7 +12,6 @@ so the next program that starts one finds it and ends it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import socket
@@ -22,16 +21,16 @@ from sandboxlib.engine import helpers, hosts
 from sandboxlib.engine.ports import Taken
 from sandboxlib.errors import KernelError, NetworkError, SandboxError
 from sandboxlib.kernel import routes
-from sandboxlib.kernel.cgroup import fresh_name
-from sandboxlib.kernel.cgroup.owner import PREFIX, is_dead
-from sandboxlib.kernel.descriptor import Fd, socket_of
+from sandboxlib.kernel.descriptor import Fd, pidfd_open, socket_of
 from sandboxlib.kernel.netlink import carry_out
+from sandboxlib.kernel.owner import PREFIX, is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandboxlib.engine.waiter import Waiter
     from sandboxlib.host import Host
+    from sandboxlib.kernel.owner import Owner
     from sandboxlib.spec import SandboxSpec
 
 #: Link-local addresses, and those of clouds' own services beside them.
@@ -47,10 +46,11 @@ class Userland:
         values: For the plan: the files of names and name servers.
     """
 
-    def __init__(self, spec: SandboxSpec, host: Host) -> None:
+    def __init__(self, spec: SandboxSpec, host: Host, owner: Owner) -> None:
         self._spec = spec
         self._host = host
-        self._token = PREFIX + fresh_name().removeprefix(PREFIX)
+        self._owner = owner
+        self._token = ""
         self._ports = Taken()
         self._helper: helpers.Helper | None = None
         self.values: Mapping[str, str] = {}
@@ -76,8 +76,8 @@ class Userland:
         network = self._spec.network
         assert network is not None
         try:
-            os.makedirs(self._host.run_dir, mode=0o700, exist_ok=True)
-            sweep(self._host)
+            self._owner.hold(self)
+            self._token = PREFIX + self._owner.name()
             names = filter(None, [self._spec.hostname])
             lines = [f"127.0.0.1 {name}" for name in names]
             hosts.create(
@@ -127,15 +127,15 @@ class Userland:
     async def release(self, waiter: Waiter) -> None:
         """End the helper, and remove its files. Idempotent."""
         self._ports.release()
-        helper, self._helper = self._helper, None
-        if helper is not None:
-            await helper.end(waiter)
+        if self._helper is not None:
+            await self._helper.end(waiter)
         else:
             # Interrupted while it started.
             _end(self._path("pid"))
         for kind in _KINDS:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path(kind))
+        self._owner.drop(self)
 
 
 def look_after(host: Host) -> list[str]:
@@ -148,7 +148,7 @@ def sweep(host: Host) -> list[str]:
     found = []
     for name in os.listdir(host.run_dir):
         token, _, kind = name.rpartition(".")
-        if kind not in _KINDS or not is_dead(token):
+        if kind not in _KINDS or not is_dead(token, host.run_dir):
             continue
         path = os.path.join(host.run_dir, name)
         if kind == "pid":
@@ -163,19 +163,17 @@ def _end(path: str) -> None:
     try:
         with open(path, encoding="ascii") as file:
             pid = int(file.read().split()[0])
-        fd = os.pidfd_open(pid)
+        opened = pidfd_open(pid)
     except (FileNotFoundError, ProcessLookupError, IndexError, ValueError):
         return
-    try:
+    with (
+        opened as fd,
+        contextlib.suppress(FileNotFoundError, ProcessLookupError),
+        open(f"/proc/{pid}/cmdline", "rb") as file,
+    ):
         # The number may be another's by now: a helper has been given this very path.
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if path.encode() in file.read().split(b"\0"):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ESRCH):
-            raise
-    finally:
-        os.close(fd)
+        if path.encode() in file.read().split(b"\0"):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
 
 
 __all__ = ["Userland", "sweep"]

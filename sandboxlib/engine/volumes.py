@@ -3,7 +3,7 @@ Named volumes: folders that outlive sandboxes, shared by those that mount them.
 
 A volume is a folder below ``/var/lib/sandboxlib/volumes``, or a user's
 ``$XDG_DATA_HOME/sandboxlib/volumes``, or ``$SANDBOXLIB_STATE_DIR/volumes`` where that is set.
-Who uses one holds a shared lock on the folder itself,
+Who uses one holds a shared lock on a file beside it,
 which the kernel drops when the program ends, however it ends; who removes one needs the lock
 for itself alone.
 
@@ -12,37 +12,23 @@ Kernel: flock(2).
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 
-from sandboxlib import quantity
 from sandboxlib.engine.current import program
 from sandboxlib.engine.outside import remove_below
 from sandboxlib.engine.waiter import BLOCKING, complete
-from sandboxlib.errors import KernelError, SpecError, StateError, UnsupportedError
+from sandboxlib.errors import SpecError, StateError, UnsupportedError
+from sandboxlib.image import locks
+from sandboxlib.kernel import folders
+from sandboxlib.kernel.descriptor import Fd, openat
+from sandboxlib.kernel.folders import state_folder
+from sandboxlib.kernel.syscall import failed
 from sandboxlib.mount import Volume, named
 
 # No name of a volume begins with a dot.
-_REMOVED = ".removed-"
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def state_folder() -> str:
-    """
-    Where this user's volumes and images lie: all that outlives a program.
-
-    Raises:
-        SpecError: SANDBOXLIB_STATE_DIR is set, and is no absolute path.
-    """
-    if chosen := os.environ.get("SANDBOXLIB_STATE_DIR"):
-        return quantity.absolute("SANDBOXLIB_STATE_DIR", chosen)
-    # Root of a user namespace need not be root of the machine's files.
-    if os.geteuid() == 0 and os.access("/var/lib", os.W_OK):
-        return "/var/lib/sandboxlib"
-    data = os.environ.get("XDG_DATA_HOME", "")
-    # The XDG base directory specification: what is relative is to be ignored.
-    data = data if data.startswith("/") else os.path.expanduser("~/.local/share")
-    return os.path.join(data, "sandboxlib")
+_REMOVED, _LOCK = ".removed-", ".lock-"
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def folder() -> str:
@@ -55,16 +41,17 @@ def volume_path(name: str) -> str:
     return os.path.join(folder(), name)
 
 
-def acquire(name: str, size: int | None) -> tuple[int, bool]:
+def acquire(name: str, size: int | None, lock: Fd) -> tuple[bool, Fd]:
     """
-    Make volume *name* if it does not exist.
+    Make volume *name* if it does not exist, and keep it from being removed for as long as *lock* is open.
 
     Returns:
-        A descriptor that keeps it from being removed, owned by the caller; and whether it is new.
+        Whether it is new, and its folder.
 
     Raises:
         UnsupportedError: A limit that nothing here can hold.
         KernelError: It cannot be made.
+        ViolationError: Somebody else may write where volumes are.
     """
     if size is not None:
         raise UnsupportedError(
@@ -72,44 +59,38 @@ def acquire(name: str, size: int | None) -> tuple[int, bool]:
             f"a file system at {folder()} that counts by folder",
             "leave size= out, or put the volumes on a file system of this size",
         )
+    # Only the owner may enter: what lies in there is of other users, as far as the kernel knows.
+    folders.own(state_folder()).close()
+    folders.own(folder()).close()
+    # Held for itself alone only for the moment of a removal.
+    locks.take(_lock_of(name), shared=True, into=lock)
     path = volume_path(name)
     try:
-        os.makedirs(os.path.dirname(state_folder()), exist_ok=True)
-        for above in (state_folder(), folder()):
-            # Only the owner may enter: what lies in there is of other users, as far as the kernel knows.
-            _mkdir(above, 0o700)
-        while True:
-            made = _mkdir(path, 0o755)
-            try:
-                fd = os.open(path, _OPEN)
-            except FileNotFoundError:
-                continue  # removed in between
-            # Held for itself alone only for the moment of a removal.
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            if _is(path, fd):
-                break
-            os.close(fd)
-        if made:
-            os.fchmod(fd, 0o755)
-    except OSError as error:
-        raise KernelError(error.errno or 0, f'mkdir("{path}")', f"volume {name!r}") from None
-    return fd, made
-
-
-def _mkdir(path: str, mode: int) -> bool:
-    try:
-        os.mkdir(path, mode)
+        os.mkdir(path, 0o755)
+        made = True
     except FileExistsError:
-        return False
-    return True
+        made = False
+    except OSError as error:
+        raise failed(error, f'mkdir("{path}")', f"volume {name!r}") from None
+    opened = openat(path, _OPEN, why=f"volume {name!r}")
+    if made:
+        os.fchmod(opened.fileno(), 0o755)
+    return made, opened
 
 
-def _is(path: str, fd: int) -> bool:
-    """Is what *path* names now what *fd* is?"""
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(fd))
-    except FileNotFoundError:
-        return False
+def release(name: str, lock: Fd) -> None:
+    """Let go of a volume. Idempotent."""
+    if lock:
+        path = _lock_of(name)
+        # Whoever waits for it sees that it is gone, and makes it anew.
+        if locks.try_(lock.fileno()) and locks.is_(path, lock.fileno()):
+            os.unlink(path)
+        lock.close()
+
+
+def _lock_of(name: str) -> str:
+    # Not the volume itself: that is open to what runs inside, which could lock it for ever.
+    return os.path.join(folder(), _LOCK + name)
 
 
 def list_volumes() -> tuple[Volume, ...]:
@@ -140,33 +121,32 @@ def remove_volume(name: str) -> None:
         KernelError: It cannot be removed.
     """
     path = volume_path(name)
-    try:
-        fd = os.open(path, _OPEN)
-    except FileNotFoundError:
-        raise StateError(f"there is no volume {name!r}") from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(f"volume {name!r} is in use") from None
-        if not _is(path, fd):
-            raise StateError(f"there is no volume {name!r}")
+    if not os.path.isdir(path):
+        raise StateError(f"there is no volume {name!r}")
+    folders.own(folder()).close()
+    lock_path = _lock_of(name)
+    with openat(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, why=f"volume {name!r}") as lock:
+        if not locks.try_(lock) or not locks.is_(lock_path, lock):
+            raise StateError(f"volume {name!r} is in use")
         # From here on the name is free, and a program that ends now leaves what `prune_volumes` removes.
         removed = _REMOVED + os.urandom(8).hex()
-        os.rename(path, os.path.join(folder(), removed))
-    finally:
-        os.close(fd)
+        try:
+            os.rename(path, os.path.join(folder(), removed))
+        except FileNotFoundError:
+            raise StateError(f"there is no volume {name!r}") from None
+        except OSError as error:
+            raise failed(error, f'rename("{path}")', f"volume {name!r}") from None
+        finally:
+            os.unlink(lock_path)
     _remove(removed)
 
 
 def _remove(name: str) -> None:
-    fd = os.open(folder(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with (
+        contextlib.suppress(FileNotFoundError),  # another program was quicker
+        openat(folder(), os.O_PATH | os.O_DIRECTORY) as fd,
+    ):
         complete(remove_below(BLOCKING, program().host, fd, name))
-    except FileNotFoundError:
-        return  # another program was quicker
-    finally:
-        os.close(fd)
 
 
 def prune_volumes() -> tuple[str, ...]:
@@ -187,4 +167,4 @@ def prune_volumes() -> tuple[str, ...]:
     return tuple(gone)
 
 
-__all__ = ["acquire", "folder", "list_volumes", "prune_volumes", "remove_volume", "volume_path"]
+__all__ = ["acquire", "folder", "list_volumes", "prune_volumes", "release", "remove_volume", "volume_path"]

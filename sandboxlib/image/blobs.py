@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, BinaryIO
 
 from sandboxlib.errors import ImageError
 from sandboxlib.image import locks
 from sandboxlib.image.locks import Cancelled, never
 from sandboxlib.image.model import Descriptor, check_digest
+from sandboxlib.kernel.descriptor import openat, private
 
 _CHUNK = 1 << 20
 Write = Callable[[bytes], object]
@@ -86,10 +87,7 @@ class Blobs:
         found = hashlib.sha256()
         size = 0
         name = os.path.join(self._partial, f"new-{os.getpid()}-{os.urandom(8).hex()}")
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            # As long as it is locked nobody takes it for a remainder.
-            locks.try_(fd)
+        with self._fresh(name) as fd:
             with open(fd, "wb", closefd=False) as file:
 
                 def write(data: bytes) -> int:
@@ -101,13 +99,19 @@ class Blobs:
                 fill(write)
             digest = f"sha256:{found.hexdigest()}"
             self._finish(fd, name, digest)
+        return digest, size
+
+    @contextlib.contextmanager
+    def _fresh(self, name: str) -> Iterator[int]:
+        """A new file *name*, open and locked: nobody takes it for a remainder. It goes with an exception."""
+        try:
+            with private(openat(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)) as fd:
+                locks.try_(fd)
+                yield fd
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
             raise
-        finally:
-            os.close(fd)
-        return digest, size
 
     def _finish(self, fd: int, name: str, digest: str) -> None:
         os.fsync(fd)
@@ -144,8 +148,7 @@ class Blobs:
         if self.has(digest):
             return False
         name = os.path.join(self._partial, digest.replace(":", "-"))
-        fd = locks.take(name, cancelled=cancelled)
-        try:
+        with locks.take(name, cancelled=cancelled) as fd:
             if self.has(digest):
                 # Somebody else was quicker.
                 with contextlib.suppress(FileNotFoundError):
@@ -155,8 +158,6 @@ class Blobs:
                 # What was there from before was not what it should be; that is no fault of the sender's.
                 _filled(fd, descriptor, download, cancelled)
             self._finish(fd, name, digest)
-        finally:
-            os.close(fd)
         return True
 
 
@@ -245,29 +246,24 @@ def _hash(like: str, raw: bytes) -> str:
 
 def sync_folder(path: str) -> None:
     """Have the names in a folder on disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with openat(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_file(path: str, raw: bytes, partial: str) -> None:
     """Write a small file in one go, by way of the folder *partial* on the same file system."""
     name = os.path.join(partial, f"new-{os.getpid()}-{os.urandom(8).hex()}")
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        locks.try_(fd)
-        with open(fd, "wb", closefd=False) as file:
-            file.write(raw)
-        os.fsync(fd)
-        os.rename(name, path)
+        with private(openat(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)) as fd:
+            locks.try_(fd)
+            with open(fd, "wb", closefd=False) as file:
+                file.write(raw)
+            os.fsync(fd)
+            os.rename(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    finally:
-        os.close(fd)
     sync_folder(os.path.dirname(path))
 
 

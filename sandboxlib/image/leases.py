@@ -9,26 +9,41 @@ from types import TracebackType
 from typing import Self
 
 from sandboxlib.image import locks
+from sandboxlib.kernel.descriptor import Fd, openat, private
+from sandboxlib.kernel.syscall import failed
 
 
 class Lease:
     """
     Keeps some digests in a store for as long as it is open.
 
-    A fork of the program has it too, until either closes it or both have ended.
+    It is there before it keeps anything, so that whoever has it can let go of it whatever comes.
     """
 
-    def __init__(self, path: str, fd: int) -> None:
-        self._path = path
-        self._fd = fd
+    def __init__(self) -> None:
+        self._path = ""
+        # A forked child is not to keep what its parent has let go of.
+        self._fd = private(Fd())
+
+    def begin(self, folder: str, digests: Iterable[str]) -> None:
+        """Make it below *folder*. Whoever prunes must not do so meanwhile. Raises: KernelError."""
+        self._path = os.path.join(folder, f"{os.getpid()}-{os.urandom(8).hex()}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        fd = openat(self._path, flags, 0o600, why="keep an image", into=self._fd).fileno()
+        locks.try_(fd)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                # All of it, or an error: half of a list would keep half of an image.
+                file.write("".join(f"{digest}\n" for digest in digests).encode())
+        except OSError as error:
+            raise failed(error, f'write("{self._path}")', "keep an image") from None
 
     def close(self) -> None:
         """Let go of them. Idempotent."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if self._fd:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
-            os.close(fd)
+            self._fd.close()
 
     def __enter__(self) -> Self:
         return self
@@ -39,16 +54,11 @@ class Lease:
         self.close()
 
 
-def lease(folder: str, digests: Iterable[str]) -> Lease:
-    """Make one below *folder*. Whoever prunes must not do so meanwhile."""
-    path = os.path.join(folder, f"{os.getpid()}-{os.urandom(8).hex()}")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    made = Lease(path, fd)
+def lease(folder: str, digests: Iterable[str], into: Lease | None = None) -> Lease:
+    """Make one below *folder*, or have it be *into*. Raises: as `Lease.begin`."""
+    made = Lease() if into is None else into
     try:
-        locks.try_(fd)
-        with open(fd, "wb", closefd=False) as file:
-            # All of it, or an error: half of a list would keep half of an image.
-            file.write("".join(f"{digest}\n" for digest in digests).encode())
+        made.begin(folder, digests)
     except BaseException:
         made.close()
         raise
@@ -64,19 +74,12 @@ def leased(folder: str) -> set[str]:
     found: set[str] = set()
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
+        with contextlib.suppress(FileNotFoundError), openat(path, os.O_RDONLY) as fd:
             if locks.try_(fd):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                os.unlink(path)
             else:
                 with open(fd, encoding="ascii", closefd=False) as file:
                     found.update(file.read().split())
-        finally:
-            os.close(fd)
     return found
 
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+
+from sandboxlib.kernel.descriptor import Fd, openat, private
+from sandboxlib.kernel.syscall import failed
 
 Cancelled = Callable[[], None]
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 
 
 def never() -> None:
     """Nothing cancels it."""
 
 
-def take(path: str, *, shared: bool = False, cancelled: Cancelled = never) -> int:
+def take(path: str, *, shared: bool = False, cancelled: Cancelled = never, into: Fd | None = None) -> Fd:
     """
     Wait for the lock that the file *path* stands for; it is made where it is missing.
 
@@ -29,33 +31,34 @@ def take(path: str, *, shared: bool = False, cancelled: Cancelled = never) -> in
         path: A file; somebody who has it locked for itself alone may remove it.
         shared: With others that share it.
         cancelled: Called while it waits; what it raises ends the waiting.
+        into: What is to have the lock, where somebody knows that already.
 
     Returns:
-        A descriptor, owned by the caller, with which the lock ends.
+        With which the lock ends; a forked child does not have it.
+
+    Raises:
+        KernelError: The file cannot be made, or the file system has no locks.
     """
-    pause = 0.005
+    pause, fd = 0.005, private(Fd()) if into is None else into
     while True:
-        fd = os.open(path, _FLAGS, 0o600)
-        try:
-            # There is no waiting for a lock that something else can end.
-            while not try_(fd, shared=shared):
-                cancelled()
-                time.sleep(pause)
-                pause = min(2 * pause, 0.1)
-            if is_(path, fd):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+        openat(path, _FLAGS, 0o600, why="a lock", into=fd)
+        # There is no waiting for a lock that something else can end.
+        while not try_(fd.fileno(), shared=shared):
+            cancelled()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+        if is_(path, fd.fileno()):
+            return fd
 
 
 def try_(fd: int, *, shared: bool = False) -> bool:
-    """Lock what is open as *fd*, if nobody else has it."""
+    """Lock what is open as *fd*, if nobody else has it. Raises: KernelError."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise failed(error, f"flock({fd})", "a lock") from None
     return True
 
 
@@ -67,14 +70,4 @@ def is_(path: str, fd: int) -> bool:
         return False
 
 
-@contextmanager
-def held(path: str, *, shared: bool = False, cancelled: Cancelled = never) -> Iterator[None]:
-    """Hold it while the block runs."""
-    fd = take(path, shared=shared, cancelled=cancelled)
-    try:
-        yield
-    finally:
-        os.close(fd)
-
-
-__all__ = ["Cancelled", "held", "is_", "never", "take", "try_"]
+__all__ = ["Cancelled", "is_", "never", "take", "try_"]

@@ -12,6 +12,7 @@ from sandboxlib.errors import ImageError, StateError
 from sandboxlib.image import locks, model, origins, trees
 from sandboxlib.image.owner import Owner
 from sandboxlib.image.store import name_of
+from sandboxlib.kernel.descriptor import openat
 
 if TYPE_CHECKING:
     from sandboxlib.image.model import Descriptor
@@ -191,15 +192,9 @@ def _remainders(store: Store) -> Iterator[str]:
     top = os.path.join(store.path, "partial")
     for name in os.listdir(top):
         path = os.path.join(top, name)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
+        with contextlib.suppress(FileNotFoundError), openat(path, os.O_RDONLY) as fd:
             if locks.try_(fd) and locks.is_(path, fd):
                 yield path
-        finally:
-            os.close(fd)
 
 
 def _forget_locks(store: Store) -> None:
@@ -207,13 +202,10 @@ def _forget_locks(store: Store) -> None:
     top = os.path.join(store.path, "locks")
     for name in set(os.listdir(top)) - {"store", "index"}:
         path = os.path.join(top, name)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with openat(path, os.O_RDONLY) as fd:
             # Whoever waits for it sees that it is gone, and makes it anew.
             if locks.try_(fd):
                 os.unlink(path)
-        finally:
-            os.close(fd)
 
 
 def usage(store: Store) -> Usage:

@@ -53,23 +53,25 @@ class Store(Blobs):
 
     # ---- against each other ---------------------------------------------------------------
 
-    def growing(self, cancelled: Cancelled = never) -> AbstractContextManager[None]:
+    def growing(self, cancelled: Cancelled = never) -> AbstractContextManager[object]:
         """Nothing is pruned while the block runs: what was added is about to be named."""
-        return locks.held(os.path.join(self.path, "locks/store"), shared=True, cancelled=cancelled)
+        return locks.take(os.path.join(self.path, "locks/store"), shared=True, cancelled=cancelled)
 
-    def shrinking(self, cancelled: Cancelled = never) -> AbstractContextManager[None]:
+    def shrinking(self, cancelled: Cancelled = never) -> AbstractContextManager[object]:
         """Nobody adds anything, or begins to use it, while the block runs."""
-        return locks.held(os.path.join(self.path, "locks/store"), cancelled=cancelled)
+        return locks.take(os.path.join(self.path, "locks/store"), cancelled=cancelled)
 
-    def lease(self, image: Descriptor) -> Lease:
+    def lease(self, image: Descriptor, into: Lease | None = None) -> Lease:
         """
         Keep an image, its blobs and its unpacked layers, until the lease is closed or this program ends.
+
+        The lease is *into*, where somebody has one already.
 
         Raises:
             ImageError: It is not in the store, or not whole.
         """
         with self.growing():
-            return lease(os.path.join(self.path, "leases"), self.needed(image))
+            return lease(os.path.join(self.path, "leases"), self.needed(image), into)
 
     def lease_of(self, digests: Iterable[str]) -> Lease:
         """Keep what has these digests, whether it is there or still to come."""
@@ -100,7 +102,7 @@ class Store(Blobs):
     @contextmanager
     def changing(self) -> Iterator[list[Descriptor]]:
         """Change the index: the list is what will be in it."""
-        with locks.held(os.path.join(self.path, "locks/index")):
+        with locks.take(os.path.join(self.path, "locks/index")):
             entries = list(self.index())
             before = tuple(entries)
             yield entries

@@ -137,7 +137,7 @@ def unpack_one(
     if owner.kind == "range":
         _note_owner(store, owner)
     lock = os.path.join(store.path, "locks", f"{owner.key}-{os.path.basename(path)}")
-    with locks.held(lock, cancelled=cancelled):
+    with locks.take(lock, cancelled=cancelled):
         if found := known(path):
             _check_owners(found)
             return

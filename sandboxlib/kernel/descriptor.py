@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sandboxlib._native import ffi, lib
 from sandboxlib.errors import KernelError
@@ -23,6 +24,7 @@ _EINTR = -errno.EINTR
 _F_DUPFD_CLOEXEC = 1030
 AT_FDCWD = -100
 
+T = TypeVar("T")
 Path = str | bytes | os.PathLike[str]
 
 
@@ -105,16 +107,48 @@ class Fd:
         return f"<Fd {self.fileno()}>"
 
 
-def openat(path: Path, flags: int, mode: int = 0o600, *, at: int = AT_FDCWD, why: str = "") -> Fd:
+# What forked children are not to have: they have parts of their own, or none.
+_private: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def private(thing: T) -> T:
+    """
+    Have *thing*, which is an `Fd` or has a method ``close``, closed in each child that is forked.
+
+    What a lock belongs to, or a port, is otherwise kept by a child for as long as it lives.
+    """
+    _private.add(thing)
+    return thing
+
+
+def _close_private() -> None:
+    for thing in list(_private):
+        thing.close()
+
+
+os.register_at_fork(after_in_child=_close_private)
+
+
+def openat(
+    path: Path, flags: int, mode: int = 0o600, *, at: int = AT_FDCWD, why: str = "", into: Fd | None = None
+) -> Fd:
     """
     Open *path*, below the descriptor *at* if it is relative.
 
+    Args:
+        path: What to open.
+        flags: Of open(2); O_CLOEXEC goes without saying.
+        mode: Of a file that is made.
+        at: The folder.
+        why: What it is for, for errors.
+        into: What is to own it, where somebody knows that already.
+
     Raises:
-        KernelError: It cannot be opened; *why* is what it was for.
+        KernelError: It cannot be opened.
 
     Kernel: openat(2).
     """
-    fd = Fd()
+    fd = Fd() if into is None else into
     raw = os.fsencode(path)
     while (rv := lib.sbx_openat(fd.cell, at, raw, flags, mode)) == _EINTR:
         continue
@@ -181,4 +215,4 @@ def socket_of(fd: Fd) -> socket:
     return socket(fileno=_Handover(fd))  # type: ignore[arg-type]
 
 
-__all__ = ["AT_FDCWD", "Fd", "dup", "eventfd", "openat", "pidfd_open", "pipe", "socket_of"]
+__all__ = ["AT_FDCWD", "Fd", "dup", "eventfd", "openat", "pidfd_open", "pipe", "private", "socket_of"]

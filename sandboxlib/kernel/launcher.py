@@ -96,7 +96,7 @@ class Launch:
     __slots__ = ("__weakref__", "_at", "_owned")
 
     def __init__(self) -> None:
-        self._at = ffi.new("struct sbx_launch *", {"control": -1, "pidfd": -1})
+        self._at = ffi.new("struct sbx_launch *", {"control": -1, "tie": -1, "pidfd": -1})
         self._owned = ffi.gc(self._at, lib.sbx_launch_end)
 
     # ---- the launcher ---------------------------------------------------------------------
@@ -165,6 +165,23 @@ class Launch:
         rv = lib.sbx_send(self.control, program, len(program))
         if rv < 0:
             raise KernelError(-rv, f"send({self.control}, <{len(program)} bytes>)", "ask the launcher")
+
+    def tie(self) -> Fd:
+        """
+        Make a pipe whose other end the child is to watch: it ends when ours is closed, by whatever.
+
+        That is close-on-exec, so it is closed as well by a program that executes another.
+        """
+        read = Fd()
+        rv = lib.sbx_pipe(read.cell, ffi.addressof(self._at, "tie"))
+        if rv < 0:
+            raise KernelError(-rv, "pipe2(O_CLOEXEC)", "tie a child to this program")
+        return read
+
+    def close(self) -> None:
+        """Close all descriptors. Idempotent."""
+        for field in ("control", "tie", "pidfd"):
+            lib.sbx_close(ffi.addressof(self._at, field))
 
     def hang_up(self) -> None:
         """Close our end of its socket; one that serves leaves at that."""

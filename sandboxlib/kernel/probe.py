@@ -6,10 +6,11 @@ import os
 import sys
 
 from sandboxlib.errors import KernelError
-from sandboxlib.host import Entry, Host
-from sandboxlib.kernel import subids
+from sandboxlib.host import Entry, Host, IDRanges
+from sandboxlib.kernel import idranges, subids
 from sandboxlib.kernel.calls import hidden
 from sandboxlib.kernel.cgroup import probe as probe_cgroups
+from sandboxlib.kernel.folders import run_folder
 from sandboxlib.kernel.syscall import read_file, syscall
 
 _FILES = {"mount": "mnt", "network": "net"}
@@ -74,10 +75,11 @@ def probe() -> Host:
         subuids=ids.uids,
         subgids=ids.gids,
         subids_fault=ids.fault,
+        ids=idranges.probe() if privileged else IDRanges(),
         cgroups=probe_cgroups(),
         view=view(),
         search_path=_search_path(),
-        run_dir=_run_dir(uid),
+        run_dir=run_folder(uid),
         ipv6=os.path.exists("/proc/net/if_inet6"),
         pasta=subids.tool("pasta") or "",
         slirp4netns=subids.tool("slirp4netns") or "",
@@ -223,11 +225,3 @@ def _search_path() -> tuple[str, ...]:
     own += [os.path.join(prefix, "bin") for prefix in (sys.prefix, sys.base_prefix)]
     standard = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
     return tuple(dict.fromkeys([path for path in own if path not in standard] + standard))
-
-
-def _run_dir(uid: int) -> str:
-    # Root of a user namespace need not be root of the machine's files.
-    if uid == 0 and os.access("/run", os.W_OK):
-        return "/run/sandboxlib"
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
-    return os.path.join(runtime if os.path.isdir(runtime) else "/tmp", f"sandboxlib-{uid}")

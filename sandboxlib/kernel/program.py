@@ -138,9 +138,9 @@ def serve(index: int) -> bytes:
     return _record(lib.SBX_SERVE, (), index)
 
 
-def init(owner: int, milliseconds: int, index: int) -> bytes:
-    """Be pid 1 until the process behind the pidfd *owner* ends, or the time is over unless it is 0."""
-    return _record(lib.SBX_INIT, (owner, milliseconds), index)
+def init(owner: int, tie: int, milliseconds: int, index: int) -> bytes:
+    """Be pid 1 until the process *owner* or the pipe *tie* ends, or the time is over unless it is 0."""
+    return _record(lib.SBX_INIT, (owner, milliseconds, tie), index)
 
 
 def read(name: str, fd: int, size: int, index: int, *, ignore: tuple[int, ...] = ()) -> bytes:

@@ -10,6 +10,8 @@ from sandboxlib.errors import KernelError
 from sandboxlib.kernel.descriptor import Fd
 
 _MASK = (1 << 64) - 1
+# What is read into it overwrites it: the zeros of ffi.new take longer than most reads.
+_buffer = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 def number(name: str) -> int:
@@ -72,13 +74,14 @@ def address(buffer: bytes | bytearray) -> int:
 
 def read_file(path: str, directory: int = -100, size: int = 65536) -> bytes:
     """
-    Read a small file of the kernel's in one go.
+    Read a file of the kernel's, at most *size* bytes of it.
 
     Raises:
         KernelError: It cannot be opened or read.
     """
-    buffer = ffi.new("char[]", size)
-    n = lib.sbx_read_file(directory, os.fsencode(path), buffer, size)
+    buffer, raw = _buffer("char[]", size), os.fsencode(path)
+    while (n := lib.sbx_read_file(directory, raw, buffer, size)) == -_errno.EINTR:
+        continue
     if n < 0:
         raise KernelError(-n, f'read("{path}")')
     return bytes(ffi.buffer(buffer, n))
@@ -91,7 +94,8 @@ def write_file(path: str, data: str, directory: int = -100) -> None:
     Raises:
         KernelError: It cannot be opened, or refuses what is written.
     """
-    raw = data.encode()
-    n = lib.sbx_write_file(directory, os.fsencode(path), raw, len(raw))
+    name, raw = os.fsencode(path), data.encode()
+    while (n := lib.sbx_write_file(directory, name, raw, len(raw))) == -_errno.EINTR:
+        continue
     if n < 0:
         raise KernelError(-n, f'write("{path}", "{data}")')

@@ -14,6 +14,7 @@ import signal
 import time
 
 from sandboxlib.errors import KernelError
+from sandboxlib.kernel.descriptor import pidfd_open
 
 #: Looks at what there is; two or three get all, unless they wake each other.
 _ROUNDS = 1000
@@ -66,11 +67,10 @@ def kill_tagged(mark: int) -> None:
 
 
 def _signal(pid: int, mark: int, number: int) -> None:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        fd = os.pidfd_open(pid)
-        try:
-            # Asked again with the process pinned: the number may have gone to another.
-            if tag(pid) == mark:
-                signal.pidfd_send_signal(fd, number)
-        finally:
-            os.close(fd)
+    with (
+        contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError),
+        pidfd_open(pid) as fd,
+    ):
+        # Asked again with the process pinned: the number may have gone to another.
+        if tag(pid) == mark:
+            signal.pidfd_send_signal(fd, number)

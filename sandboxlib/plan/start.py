@@ -56,11 +56,13 @@ from sandboxlib.plan.steps import (
 )
 from sandboxlib.spec import SandboxSpec
 
-OWNER, SYNC_READ, SYNC_WRITE = Named(5, "<owner>"), Named(6, "<sync>"), Named(7, "<sync'>")
-LEAF = Named(16, "<cgroup>")
+#: What tells pid 1 that the program has ended, or become another one. The tie takes a place that gets free.
+OWNER, TIE = Named(5, "<owner>"), Named(6, "<tie>")
+SYNC_READ, SYNC_WRITE, GIVEN_TIE = Named(7, "<sync>"), Named(6, "<sync'>"), Named(8, "<tie>")
+LEAF = Named(25, "<cgroup>")
 SOCKET = Named(15, "<socket>")
 #: Namespaces that are joined are opened by the program, and stand from here on.
-JOINED = 8
+JOINED = 9
 
 _IFREQ = struct.Struct("=16sH22x")
 _IFF_UP = 1
@@ -185,7 +187,7 @@ def maps_by_tool(host: Host, modes: dict[str, Namespace | None]) -> bool:
 
 def _before(spec: SandboxSpec, host: Host, modes: dict[str, Namespace | None]) -> Iterator[Step]:
     if needs_ids(host, modes):
-        text = f"fcntl({host.run_dir}/ids, F_OFD_SETLK)"
+        text = f"fcntl({host.run_dir}/ids, F_SETLK)"
         yield Action("ids", text, "a range of IDs that no other sandbox has")
         if more_of(spec):
             yield Action("ids", text, "a second one, for numbers above those of 16 bits")
@@ -293,7 +295,7 @@ def _init(
     spec: SandboxSpec, host: Host, modes: dict[str, Namespace | None], plan: Roots, on: frozenset[str]
 ) -> Iterator[Step]:
     fixed = joined(modes)
-    yield Call("close", (SYNC_WRITE,), "so that the end of the launcher is noticed")
+    yield Call("dup3", (GIVEN_TIE, TIE, O_CLOEXEC), "so that the end of the launcher is noticed")
     yield Call("read", (SYNC_READ, bytes(8), 1), "wait for the ID maps", positive=True)
     if _joins(host):
         yield Join("enter", "nothing of it happens outside of its limits")
@@ -344,9 +346,9 @@ def _init(
         )
     yield from plan.build
     yield Report("ready", "the sandbox stands", plan.keep)
-    yield Call("close_range", (0, OWNER - 1, 0), "pid 1 keeps one descriptor")
-    yield Call("close_range", (OWNER + 1, 0xFFFFFFFF, 0), "the one that tells it when the program ends")
-    yield Init(OWNER, "reap, and end with the program", round((spec.lifetime or 0) * 1000))
+    yield Call("close_range", (0, OWNER - 1, 0), "pid 1 keeps two descriptors")
+    yield Call("close_range", (TIE + 1, 0xFFFFFFFF, 0), "those that tell it when the program ends")
+    yield Init(OWNER, TIE, "reap, and end with the program", round((spec.lifetime or 0) * 1000))
 
 
 def _time(offsets: dict[str, float]) -> Iterator[Step]:

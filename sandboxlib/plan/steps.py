@@ -200,15 +200,20 @@ class Serve(NamedTuple):
 
 
 class Init(NamedTuple):
-    """Be pid 1: let the kernel reap orphans, end with the program, or after *milliseconds* unless 0."""
+    """
+    Be pid 1: let the kernel reap orphans, end with the program, or after *milliseconds* unless 0.
+
+    The pidfd *owner* tells that it has ended; the end of the pipe *tie* also, that it has become another one.
+    """
 
     owner: int
+    tie: int
     why: str
     milliseconds: int = 0
 
     def __str__(self) -> str:
         timeout = f"{self.milliseconds} ms" if self.milliseconds else "forever"
-        return f"ppoll({self.owner}, {timeout}); exit_group()"
+        return f"ppoll({self.owner}, {self.tie}, {timeout}); exit_group()"
 
 
 class Connect(NamedTuple):

@@ -16,6 +16,7 @@ from sandboxlib.image import locks, model
 from sandboxlib.image.model import Descriptor
 from sandboxlib.image.platform import parse_platform
 from sandboxlib.image.store import Store
+from sandboxlib.kernel.descriptor import Fd, openat
 
 from images import layer, put, put_index, tree_of
 from tars import MINE
@@ -166,7 +167,7 @@ def test_files_of_locks_do_not_gather(store: Store) -> None:
     top = Path(store.path, "locks")
     assert len(os.listdir(top)) == 4
     (name,) = {os.path.basename(os.path.dirname(paths[0]))}
-    with locks.held(str(top / f"{MINE.key}-{name}")):
+    with locks.take(str(top / f"{MINE.key}-{name}")):
         store.prune()
         assert sorted(os.listdir(top)) == sorted(["index", "store", f"{MINE.key}-{name}"])
     store.prune()
@@ -176,22 +177,16 @@ def test_files_of_locks_do_not_gather(store: Store) -> None:
 def test_who_waits_for_a_lock_whose_file_goes_still_gets_it_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     first = locks.take(path)
-    got: list[int] = []
+    got: list[Fd] = []
     thread = threading.Thread(target=lambda: got.append(locks.take(path)))
     thread.start()
     os.unlink(path)
-    os.close(first)
+    first.close()
     thread.join(30)
-    (second,) = got
-    try:
+    with got[0] as second:
         assert locks.is_(path, second)
-        third = os.open(path, os.O_RDWR)
-        try:
+        with openat(path, os.O_RDWR) as third:
             assert not locks.try_(third)
-        finally:
-            os.close(third)
-    finally:
-        os.close(second)
 
 
 def test_an_index_of_indexes_is_gone_through_once(store: Store) -> None:

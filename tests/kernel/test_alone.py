@@ -149,7 +149,7 @@ ENDS = """
 import sys
 from sandboxlib import Namespace, Rootfs
 space, tree = Namespace("pid").open(), Rootfs.host().open()
-print(space._launch.pid, flush=True)
+print(space.launch.pid, flush=True)
 sys.stdin.read()
 """
 

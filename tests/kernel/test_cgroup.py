@@ -16,7 +16,7 @@ import pytest
 from sandboxlib.cgroup import CGroup
 from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.host import CGroupHost
-from sandboxlib.kernel.cgroup import Group, create, fresh_name
+from sandboxlib.kernel.cgroup import Group, create
 from sandboxlib.kernel.cgroup.files import tree
 
 from groups import (
@@ -24,6 +24,7 @@ from groups import (
     SPIN,
     Make,
     found_groups,
+    fresh_name,
     host_fixture,
     leak_fixture,
     make_fixture,

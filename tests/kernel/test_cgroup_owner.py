@@ -13,20 +13,37 @@ import pytest
 
 from sandboxlib.cgroup import CGroup
 from sandboxlib.host import CGroupHost
-from sandboxlib.kernel.cgroup import create, fresh_name, owner_token, sweep
-from sandboxlib.kernel.cgroup.owner import PREFIX
+from sandboxlib.kernel.cgroup import create
+from sandboxlib.kernel.cgroup import sweep as sweep_all
+from sandboxlib.kernel.owner import PREFIX, owner_token, remove_locks
 
-from groups import Make, found_groups, host_fixture, leak_fixture, make_fixture, python, run, start, wait_for
+from groups import (
+    RUN_FOLDER,
+    Make,
+    found_groups,
+    fresh_name,
+    host_fixture,
+    leak_fixture,
+    make_fixture,
+    python,
+    run,
+    start,
+    wait_for,
+)
 
 pytestmark = pytest.mark.cgroup("memory", "pids")
 __all__ = ["host_fixture", "leak_fixture", "make_fixture"]
 
 # Makes a group with a command in a leaf and a frozen one, says the command's pid, and waits for its end.
 OWNER = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from sandboxlib.cgroup import CGroup
-from sandboxlib.kernel.cgroup import create, fresh_name, probe
-group = create(probe(), CGroup(pids_max=20), fresh_name())
+from sandboxlib.kernel.cgroup import create, probe
+from sandboxlib.kernel.folders import run_folder
+from sandboxlib.kernel.owner import Owner
+owner = Owner(run_folder(os.geteuid()))
+owner.hold("test")
+group = create(probe(), CGroup(pids_max=20), owner.name())
 leaf = group.leaf()
 join = 'for file; do echo 0 > "$file"; done; echo $$; exec sleep 60'
 sleeper = subprocess.Popen(["setsid", "sh", "-c", join, "sh", *leaf.join_files()], stdout=subprocess.PIPE)
@@ -36,6 +53,13 @@ if "freeze" in sys.argv:
 print(pid, flush=True)
 time.sleep(60)
 """
+
+
+def sweep(host: CGroupHost) -> int:
+    """Remove what the dead have left."""
+    count = sweep_all(host, RUN_FOLDER)
+    remove_locks(RUN_FOLDER)
+    return count
 
 
 def owner(*arguments: str) -> tuple[subprocess.Popen[bytes], int]:
@@ -96,6 +120,7 @@ def test_opening_a_group_sweeps(host: CGroupHost) -> None:
     with CGroup(pids_max=5).open() as group:
         assert found_groups(host, process.pid) == set()
         assert found_groups(host) == set(group.paths.values())
+    remove_locks(RUN_FOLDER)
 
 
 def test_a_recycled_pid_is_not_taken_for_the_owner(host: CGroupHost) -> None:

@@ -13,9 +13,20 @@ import pytest
 from sandboxlib import CGroup, Outcome, Sandbox, Security
 from sandboxlib.errors import SpecError, TimeoutExpired, UnsupportedError
 from sandboxlib.host import CGroupHost
-from sandboxlib.kernel.cgroup import create, fresh_name
+from sandboxlib.kernel.cgroup import create
 
-from groups import HOG, Make, host_fixture, leak_fixture, make_fixture, python, run, start, wait_for
+from groups import (
+    HOG,
+    Make,
+    fresh_name,
+    host_fixture,
+    leak_fixture,
+    make_fixture,
+    python,
+    run,
+    start,
+    wait_for,
+)
 
 pytestmark = pytest.mark.cgroup2("memory", "pids")
 __all__ = ["host_fixture", "leak_fixture", "make_fixture"]

@@ -138,7 +138,7 @@ def test_a_plain_user_who_is_root_of_a_namespace_keeps_what_is_his_in_his_own_fo
     script = """
 import os, subprocess, sys
 inner = "from sandboxlib import Sandbox; from sandboxlib.kernel.probe import probe;" \\
-    "from sandboxlib.engine.volumes import state_folder;" \\
+    "from sandboxlib.kernel.folders import state_folder;" \\
     "sb = Sandbox().__enter__(); print(sb.run(['id', '-u']).stdout); sb.close();" \\
     "print(state_folder()); print(probe().run_dir)"
 done = subprocess.run(["unshare", "-Ur", sys.executable, "-c", inner], capture_output=True, text=True)

@@ -140,7 +140,7 @@ def test_a_clone_says_how_long_its_childs_part_is() -> None:
         (program.child_write("uid_map", b"0 1 1", 1), "SBX_CHILD_WRITE", {5: 5}),
         (program.child_open("ns/user", 0x80000, 14, 1), "SBX_CHILD_OPEN", {2: 0x80000}),
         (program.connect(5, b"addr", 250, 1), "SBX_CONNECT", {0: 5, 2: 4, 3: 250}),
-        (program.init(5, 1500, 1), "SBX_INIT", {0: 5, 1: 1500}),
+        (program.init(5, 6, 1500, 1), "SBX_INIT", {0: 5, 1: 1500, 2: 6}),
         (program.serve(1), "SBX_SERVE", {}),
     ],
 )

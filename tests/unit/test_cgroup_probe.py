@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from sandboxlib.errors import SpecError
-from sandboxlib.kernel.cgroup import owner
+from sandboxlib.kernel import owner
 from sandboxlib.kernel.cgroup.probe import VARIABLE, Mount, _find_v2, folders, parse_mounts, parse_own, probe
 from sandboxlib.kernel.cgroup.v2stats import pressure
 from sandboxlib.result import Pressure, Stall
+
+from groups import fresh_name
 
 DEBIAN_V1 = r"""
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -91,7 +93,7 @@ def test_a_token_names_this_process_and_no_other() -> None:
 
 
 def test_names_are_never_given_twice() -> None:
-    assert len({owner.fresh_name() for _ in range(100)}) == 100
+    assert len({fresh_name() for _ in range(100)}) == 100
 
 
 def test_pressure_is_read_as_shares_and_seconds() -> None:

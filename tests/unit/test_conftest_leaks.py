@@ -227,13 +227,13 @@ LEAVES = """
 import ctypes, os, signal, socket, subprocess, sys, tempfile
 from pathlib import Path
 import leaks
-from sandboxlib.kernel.cgroup.owner import PREFIX, fresh_name
+from sandboxlib.kernel.owner import PREFIX, owner_token
 leaks.PATIENCE = 0.3
 KILLED = '''
 import os, signal, sys
-from sandboxlib.kernel.cgroup.owner import PREFIX, fresh_name
+from sandboxlib.kernel.owner import PREFIX, owner_token
 # As of a PID namespace that there is not: who can see that the owner is dead removes it.
-path = f"{sys.argv[1]}/{PREFIX}1-{fresh_name().partition('-')[2]}"
+path = f"{sys.argv[1]}/{PREFIX}1-{owner_token().partition('-')[2]}-7"
 os.mkdir(path)
 print(path, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -243,7 +243,7 @@ def sh(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 def test_it():
     (root, *_) = leaks._cgroup_roots()
-    place = f"{root}/{PREFIX}{fresh_name()}"
+    place = f"{root}/{PREFIX}{owner_token()}-7"
     os.mkdir(place)
     done = subprocess.run([sys.executable, "-c", KILLED, root], stdout=-1, text=True)
     folder = tempfile.mkdtemp(prefix=f"sandboxlib-test-{os.getpid()}-", dir="/tmp")
@@ -355,7 +355,7 @@ def test_what_a_container_engine_does_meanwhile_is_no_leak(suite: pytest.Pyteste
 BESIDE = """
 import os, socket, sys, tempfile
 sys.path.insert(0, sys.argv[1])
-from sandboxlib.kernel.cgroup.owner import fresh_name
+from sandboxlib.kernel.owner import owner_token
 import leaks
 leaks.PATIENCE = 0.2
 to_other, to_run = os.pipe(), os.pipe()
@@ -363,7 +363,7 @@ runtime = f"{os.environ['XDG_RUNTIME_DIR']}/sandboxlib-{os.getuid()}"
 os.makedirs(runtime, exist_ok=True)
 def act():
     place = tempfile.mkdtemp(prefix=f"sandboxlib-test-{os.getpid()}-", dir="/tmp")
-    path = f"{runtime}/{fresh_name()}.hosts"
+    path = f"{runtime}/{owner_token()}-7.hosts"
     open(path, "x").close()
     held = socket.socket(socket.AF_UNIX)
     held.bind(f"\\0plain-{os.getpid()}")

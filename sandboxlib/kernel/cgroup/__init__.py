@@ -12,7 +12,7 @@ cgroups: where they can be made, two drivers behind one shape, and cleaning up a
     bounds      limits against what is above them
     probe       where groups can be made
     scope       systemd, asked for a place where they can
-    owner       names, and groups whose owner is dead
+    owner       groups whose owner is dead
     processes   who is in a group, and ending them
     files       reading and writing
     handle      what CGroup.open returns
@@ -21,9 +21,9 @@ cgroups: where they can be made, two drivers behind one shape, and cleaning up a
 from __future__ import annotations
 
 from sandboxlib.kernel.cgroup.bounds import above
-from sandboxlib.kernel.cgroup.drivers import create
+from sandboxlib.kernel.cgroup.drivers import create, prepare
 from sandboxlib.kernel.cgroup.interface import Events, Group, Leaf
-from sandboxlib.kernel.cgroup.owner import fresh_name, owner_token, sweep
+from sandboxlib.kernel.cgroup.owner import sweep
 from sandboxlib.kernel.cgroup.probe import probe
 from sandboxlib.kernel.cgroup.scope import acquire
 
@@ -34,8 +34,7 @@ __all__ = [
     "above",
     "acquire",
     "create",
-    "fresh_name",
-    "owner_token",
+    "prepare",
     "probe",
     "sweep",
 ]

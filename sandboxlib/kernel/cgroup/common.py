@@ -9,7 +9,6 @@ subtracted, and no memory left behind by what ran there before.
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from abc import abstractmethod
 from typing import Generic, NamedTuple, Self, TypeVar
@@ -17,7 +16,8 @@ from typing import Generic, NamedTuple, Self, TypeVar
 from sandboxlib.cgroup import CGroup
 from sandboxlib.errors import StateError
 from sandboxlib.host import CGroupHost
-from sandboxlib.kernel.cgroup import bounds
+from sandboxlib.kernel.cgroup import bounds, files, processes
+from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.result import Usage
 
 #: What is accounted for each command, as far as the host has it. The order is that of
@@ -52,7 +52,7 @@ class LeafBase:
         self.last: Counters | None = None
         self.killed = False
         self._released = False
-        self._oom_fd = -1
+        self._oom_fd = Fd()
 
     def usage(self, wall: float) -> Usage:
         """What the command has used. Reap it first: a zombie still counts as a process."""
@@ -81,9 +81,7 @@ class LeafBase:
         if self._released:
             return
         self._released = True
-        if self._oom_fd >= 0:
-            os.close(self._oom_fd)
-            self._oom_fd = -1
+        self._oom_fd.close()
         self.give_back()
 
     def _check_open(self) -> None:
@@ -116,8 +114,10 @@ class GroupBase(Generic[L]):
         self.name = name
         self.paths: dict[str, str] = {}
         self.closed = False
-        self.lock = threading.Lock()
-        # Folders of leaves that exist, to be removed at the end.
+        # A signal handler may close it, too.
+        self.lock = threading.RLock()
+        # Its own folders, and those of leaves, from before they are made until they are removed.
+        self.folders: dict[str, None] = {}
         self.leaf_folders: set[str] = set()
         self._free: dict[CGroup | None, list[L]] = {}
         self._numbers = itertools.count()
@@ -168,6 +168,24 @@ class GroupBase(Generic[L]):
     @abstractmethod
     def close(self) -> None:
         """Kill what is left and remove the group."""
+
+    def removed(self) -> bool:
+        """Remove all folders that nobody is in; True if none is left."""
+        for folder in list(self.leaf_folders):
+            if files.rmdir(folder):
+                self.leaf_folders.discard(folder)
+        for folder in list(self.folders):
+            if files.rmdir(folder):
+                self.folders.pop(folder)
+        return not (self.leaf_folders or self.folders)
+
+    def remove_rest(self) -> None:
+        """Remove all folders whose processes have been killed. Raises: KernelError: EBUSY."""
+        for folder in list(self.folders):
+            for below in files.tree(folder):
+                processes.remove(below)
+            self.folders.pop(folder)
+        self.leaf_folders.clear()
 
 
 def _since(now: N | None, start: N | None) -> N | None:

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 
 from sandboxlib.cgroup_fields import DeviceRule
 from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.kernel.descriptor import Fd, openat
+from sandboxlib.kernel.syscall import address, syscall
 
 # One instruction: opcode, registers (source in the high half), jump offset, constant.
 _INSN = struct.Struct("=BBhi")
@@ -96,7 +98,7 @@ def _insn(opcode: int, register: int = 0, *, source: int = 0, offset: int = 0, n
     return _INSN.pack(opcode, source << 4 | register, offset, number)
 
 
-def attach(folder: str, rules: Iterable[DeviceRule], old: int = -1) -> int:
+def attach(folder: str, rules: Iterable[DeviceRule], old: int = -1) -> Fd:
     """
     Put the rules in force for a group and all below it.
 
@@ -106,8 +108,8 @@ def attach(folder: str, rules: Iterable[DeviceRule], old: int = -1) -> int:
         old: The program that this one replaces, in one step; -1 for none.
 
     Returns:
-        A descriptor of the program, the caller's own, for a later replacement. The
-        rules stay in force until the group is removed, whether it is closed or not.
+        The program, for a later replacement. The rules stay in force until the group is removed,
+        whether it is closed or not.
 
     Raises:
         UnsupportedError: This program may not load device rules, or the kernel has none.
@@ -115,9 +117,6 @@ def attach(folder: str, rules: Iterable[DeviceRule], old: int = -1) -> int:
 
     Kernel: bpf(2), BPF_PROG_LOAD and BPF_PROG_ATTACH; BPF_F_REPLACE is Linux ≥ 5.6.
     """
-    # It brings in the native module, which only v2 with device rules needs here.
-    from sandboxlib.kernel.syscall import address, syscall
-
     code, license_ = emit(rules), b"Apache-2.0\0"
     load = bytearray(
         struct.pack(
@@ -133,10 +132,10 @@ def attach(folder: str, rules: Iterable[DeviceRule], old: int = -1) -> int:
             0,
         )
     )
+    program = Fd()
     try:
-        program = syscall(
-            "bpf", _PROG_LOAD, load, len(load), call="bpf(BPF_PROG_LOAD, BPF_PROG_TYPE_CGROUP_DEVICE)"
-        )
+        call = "bpf(BPF_PROG_LOAD, BPF_PROG_TYPE_CGROUP_DEVICE)"
+        syscall("bpf", _PROG_LOAD, load, len(load), call=call, into=program)
     except KernelError as problem:
         if problem.errno in (errno.EPERM, errno.EACCES):
             needs = "CAP_SYS_ADMIN, or CAP_BPF and CAP_NET_ADMIN, in the first user namespace"
@@ -146,18 +145,10 @@ def attach(folder: str, rules: Iterable[DeviceRule], old: int = -1) -> int:
                 "devices", "a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF"
             ) from problem
         raise
-    try:
-        target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            flags = _ALLOW_MULTI | (_REPLACE if old >= 0 else 0)
-            request = bytearray(
-                struct.pack("=IIIII", target, program, _ATTACH_TYPE_CGROUP_DEVICE, flags, max(old, 0))
-            )
-            call = f'bpf(BPF_PROG_ATTACH, "{folder}", BPF_CGROUP_DEVICE)'
-            syscall("bpf", _PROG_ATTACH, request, len(request), call=call)
-        finally:
-            os.close(target)
-    except BaseException:
-        os.close(program)
-        raise
+    with openat(folder, os.O_RDONLY | os.O_DIRECTORY) as target:
+        flags = _ALLOW_MULTI | (_REPLACE if old >= 0 else 0)
+        fields = target, program.fileno(), _ATTACH_TYPE_CGROUP_DEVICE, flags, max(old, 0)
+        request = bytearray(struct.pack("=IIIII", *fields))
+        call = f'bpf(BPF_PROG_ATTACH, "{folder}", BPF_CGROUP_DEVICE)'
+        syscall("bpf", _PROG_ATTACH, request, len(request), call=call)
     return program

@@ -1,7 +1,7 @@
 """
 Reading and writing the files of a cgroup, with as few system calls as that takes.
 
-Plain os.* calls with plain strings: this is on the way of every start. Each
+This is on the way of every start: a file is opened, read or written and closed by one native call. Each
 function raises `KernelError` that prints the call.
 """
 
@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable, Iterable
 
 from sandboxlib.errors import KernelError
+from sandboxlib.kernel.descriptor import openat
+from sandboxlib.kernel.syscall import failed, read_file, write_file
 
 #: Seconds after which a kernel that does not let go of a group is an error.
 PATIENCE = 10.0
-
-_READ = os.O_RDONLY | os.O_CLOEXEC
-_WRITE = os.O_WRONLY | os.O_CLOEXEC
 
 # What an errno means for a file where the kernel's own text misleads.
 _HINTS: dict[tuple[str, int], str] = {
@@ -46,24 +45,24 @@ _HINTS: dict[tuple[str, int], str] = {
 }
 
 
-def error(number: int, call: str, path: str) -> KernelError:
-    """The error for a call on *path* that failed with errno *number*."""
-    return KernelError(number, call, hint=_HINTS.get((os.path.basename(path), number), ""))
+def _hinted(problem: KernelError, path: str) -> KernelError:
+    """The same error, with what its errno means for the file *path*."""
+    number = problem.errno or 0
+    hint = _HINTS.get((os.path.basename(path), number), "")
+    return KernelError(number, problem.call, hint=hint) if hint else problem
 
 
 def read(path: str) -> str:
     """Read a file, whole. Raises: KernelError."""
-    try:
-        fd = os.open(path, _READ)
+    size = 16384
+    while True:
         try:
-            data = os.read(fd, 16384)
-            while len(data) % 4096 == 0 and (more := os.read(fd, 65536)):
-                data += more
-        finally:
-            os.close(fd)
-    except OSError as problem:
-        raise error(problem.errno or 0, f'read("{path}")', path) from None
-    return data.decode()
+            data = read_file(path, size=size)
+        except KernelError as problem:
+            raise _hinted(problem, path) from None
+        if len(data) < size:
+            return data.decode()
+        size *= 16
 
 
 def find(path: str) -> str | None:
@@ -79,13 +78,9 @@ def find(path: str) -> str | None:
 def write(path: str, text: str) -> None:
     """Write *text* in one call, as the kernel wants it. Raises: KernelError."""
     try:
-        fd = os.open(path, _WRITE)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-    except OSError as problem:
-        raise error(problem.errno or 0, f'write("{path}", "{text}")', path) from None
+        write_file(path, text)
+    except KernelError as problem:
+        raise _hinted(problem, path) from None
 
 
 def mkdir(path: str) -> None:
@@ -93,7 +88,7 @@ def mkdir(path: str) -> None:
     try:
         os.mkdir(path, 0o755)
     except OSError as problem:
-        raise error(problem.errno or 0, f'mkdir("{path}")', path) from None
+        raise failed(problem, f'mkdir("{path}")') from None
 
 
 def rmdir(path: str) -> bool:
@@ -104,7 +99,7 @@ def rmdir(path: str) -> bool:
         if problem.errno == errno.EBUSY:
             return False
         if problem.errno != errno.ENOENT:
-            raise error(problem.errno or 0, f'rmdir("{path}")', path) from None
+            raise failed(problem, f'rmdir("{path}")') from None
     return True
 
 
@@ -116,7 +111,7 @@ def subgroups(path: str) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as problem:
-        raise error(problem.errno or 0, f'scandir("{path}")', path) from None
+        raise failed(problem, f'scandir("{path}")') from None
 
 
 def tree(path: str) -> list[str]:
@@ -158,27 +153,20 @@ def wait(path: str, line: str, patience: float = PATIENCE) -> bool:
     """
     deadline = time.monotonic() + patience
     try:
-        fd = os.open(path, _READ)
-    except FileNotFoundError:
-        return line == "populated 0"
-    except OSError as problem:
-        raise error(problem.errno or 0, f'open("{path}")', path) from None
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLPRI)
-        while line not in os.pread(fd, 4096, 0).decode().splitlines():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            poll.poll(left * 1000)
-        return True
+        with openat(path, os.O_RDONLY) as fd:
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)
+            while line not in os.pread(fd, 4096, 0).decode().splitlines():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                poll.poll(left * 1000)
+            return True
     except OSError as problem:
         # Removed by another program's sweep, which needs it to be empty.
-        if problem.errno == errno.ENODEV:
+        if problem.errno in (errno.ENOENT, errno.ENODEV):
             return line == "populated 0"
-        raise error(problem.errno or 0, f'read("{path}")', path) from None
-    finally:
-        os.close(fd)
+        raise failed(problem, f'read("{path}")') from None
 
 
 def until(done: Callable[[], bool], patience: float = PATIENCE) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Self
 
 from sandboxlib.cgroup import CGroup
-from sandboxlib.kernel.cgroup.drivers import create
+from sandboxlib.kernel.cgroup.drivers import prepare
 from sandboxlib.kernel.cgroup.interface import Events, Group
-from sandboxlib.kernel.cgroup.owner import fresh_name, sweep
+from sandboxlib.kernel.cgroup.owner import sweep
 from sandboxlib.kernel.cgroup.scope import acquire
+from sandboxlib.kernel.folders import run_folder
+from sandboxlib.kernel.owner import Owner
 from sandboxlib.result import Stats
 
 
@@ -26,15 +29,28 @@ class OpenCGroup:
         -9
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, owner: Owner) -> None:
         self._group = group
+        self._owner = owner
 
     @classmethod
     def make(cls, spec: CGroup) -> Self:
         """Make a group for *spec* where this program may. Raises: as `CGroup.open`."""
-        host = acquire()
-        sweep(host)
-        return cls(create(host, spec, fresh_name()))
+        host, folder = acquire(), run_folder(os.geteuid())
+        sweep(host, folder)
+        owner = Owner(folder)
+        try:
+            owner.hold(owner)
+            made = cls(prepare(host, spec, owner.name()), owner)
+        except BaseException:
+            owner.drop(owner)
+            raise
+        try:
+            made._group.make()
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     def __enter__(self) -> Self:
         return self
@@ -132,5 +148,6 @@ class OpenCGroup:
         self._group.kill()
 
     def close(self) -> None:
-        """Kill what is left and remove the group; idempotent. Raises: KernelError naming the pids left."""
+        """Kill what is left and remove it; closing again carries on. Raises: KernelError: who is left."""
         self._group.close()
+        self._owner.drop(self._owner)

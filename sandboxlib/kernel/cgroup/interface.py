@@ -92,7 +92,7 @@ class Group(Protocol):
     A group of processes with limits, and the groups below it.
 
     Attributes:
-        name: Its name, `owner_token` and a number.
+        name: Its name, of `Owner.name`.
         spec: The limits in force.
         paths: Folder by controller; on v2 all are the same.
         closed: Nothing begins in it any more.
@@ -102,6 +102,9 @@ class Group(Protocol):
     spec: CGroup
     paths: dict[str, str]
     closed: bool
+
+    def make(self) -> None:
+        """Make it, with its limits in force before any process is in it. Raises: as `prepare`."""
 
     def join_files(self) -> tuple[str, ...]:
         """Files into which a single-threaded process writes ``0`` to join, in this order."""
@@ -162,4 +165,8 @@ class Group(Protocol):
         """Kill every process in it and below, and return when none of them runs. Raises: KernelError."""
 
     def close(self) -> None:
-        """Kill what is left and remove the group; idempotent. Raises: KernelError naming the pids left."""
+        """
+        Kill what is left and remove the group; closing again carries on with what is left.
+
+        Raises: KernelError naming the pids left.
+        """

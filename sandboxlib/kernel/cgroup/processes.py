@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from sandboxlib.errors import KernelError
 from sandboxlib.kernel.cgroup import files
+from sandboxlib.kernel.descriptor import Fd, pidfd_open
+from sandboxlib.kernel.syscall import failed
 
 # How many processes are held by pidfd at a time: few enough for any RLIMIT_NOFILE.
 _BATCH = 64
@@ -68,7 +70,7 @@ def kill_listed(
 
 
 def _signal(number: signal.Signals, pids: Sequence[int], procs_files: Sequence[str]) -> None:
-    handles: dict[int, int] = {}
+    handles: dict[int, Fd] = {}
     try:
         for pid in pids:
             if pid == 0:
@@ -76,21 +78,21 @@ def _signal(number: signal.Signals, pids: Sequence[int], procs_files: Sequence[s
                     errno.ESRCH, "pidfd_open(0)", hint="a process of the group is in a pid namespace above"
                 )
             try:
-                handles[pid] = os.pidfd_open(pid)
+                handles[pid] = pidfd_open(pid)
             except ProcessLookupError:
                 continue
         # The list is read again once the handles are open: what is still in it is what
         # the handle means, so a number that was reused meanwhile is never hit.
         for pid in handles.keys() & set(listed(procs_files)):
             try:
-                signal.pidfd_send_signal(handles[pid], number)
+                signal.pidfd_send_signal(handles[pid].fileno(), number)
             except ProcessLookupError:
                 continue
             except OSError as problem:
-                raise KernelError(problem.errno or 0, f"pidfd_send_signal({pid}, {number.name})") from None
+                raise failed(problem, f"pidfd_send_signal({pid}, {number.name})") from None
     finally:
         for handle in handles.values():
-            os.close(handle)
+            handle.close()
 
 
 def kill_group(folder: str) -> None:

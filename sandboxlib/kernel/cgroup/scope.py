@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 from sandboxlib.errors import UnsupportedError
 from sandboxlib.host import CGroupHost
-from sandboxlib.kernel.cgroup.owner import PREFIX, owner_token
 from sandboxlib.kernel.cgroup.probe import SCOPE_HINT, bus_address, probe
+from sandboxlib.kernel.owner import PREFIX, owner_token
 
 #: Seconds for the whole request, which takes 0.4 in the lab's User-mode Linux.
 PATIENCE = 5.0

@@ -20,8 +20,8 @@ from sandboxlib.host import CGroupHost
 from sandboxlib.kernel.cgroup import bounds, files, mapping, processes, v1stats
 from sandboxlib.kernel.cgroup.common import ACCOUNTING, Counters, GroupBase
 from sandboxlib.kernel.cgroup.interface import Events
-from sandboxlib.kernel.cgroup.owner import PREFIX
 from sandboxlib.kernel.cgroup.v1leaf import Leaf
+from sandboxlib.kernel.owner import PREFIX
 from sandboxlib.result import Stats
 
 # Without "io": v1 does not know whose page it is that is written back, so its counters miss
@@ -42,26 +42,19 @@ class Group(GroupBase[Leaf]):
         self.frozen = False
 
     @classmethod
-    def create(cls, host: CGroupHost, spec: CGroup, name: str) -> Group:
-        """Make the group with its limits in force, or nothing at all."""
+    def prepare(cls, host: CGroupHost, spec: CGroup, name: str) -> Group:
+        """See to it that the group can be made."""
         require(spec, host)
         bounds.check_host(spec, host)
-        group = cls(host, spec, name)
-        try:
-            group.paths = group.make(
-                [
-                    name
-                    for name in _ORDER
-                    if name in host.bases and (name in _ACCOUNTED or name in spec.controllers)
-                ],
-                {controller: f"{folder}/{PREFIX}{name}" for controller, folder in host.bases.items()},
-            )
-            group._write(spec, group.paths)
-        except BaseException:
-            for folder in group.unique():
-                files.rmdir(folder)
-            raise
-        return group
+        return cls(host, spec, name)
+
+    def make(self) -> None:
+        """Make it with its limits in force."""
+        bases, spec = self.host.bases, self.spec
+        self._extend(
+            [name for name in _ORDER if name in bases and (name in _ACCOUNTED or name in spec.controllers)]
+        )
+        self._write(spec, self.paths)
 
     def join_files(self) -> tuple[str, ...]:
         """One for each hierarchy; the process has to be single-threaded."""
@@ -79,25 +72,25 @@ class Group(GroupBase[Leaf]):
     def enable_leaves(self) -> None:
         """Nothing has to be done: v1 allows processes beside children."""
 
+    def _first(self) -> list[str]:
+        """The folder that all are in; none as long as nothing is made."""
+        return self.unique()[:1]
+
     def unique(self) -> list[str]:
         """The folders; those of controllers that are mounted together once."""
         return list(dict.fromkeys(self.paths.values()))
 
-    def make(self, controllers: Iterable[str], folders: dict[str, str]) -> dict[str, str]:
-        """Make a folder for each of the controllers; all or none."""
-        made: dict[str, str] = {}
+    def _make(self, folders: dict[str, str]) -> None:
+        """Make a folder for each controller, which is entered where it will be found; all or none."""
         try:
-            for controller in controllers:
-                if folders[controller] not in made.values():
-                    files.mkdir(folders[controller])
-                made[controller] = folders[controller]
-                if controller == "cpuset":
-                    self._fill_cpuset(folders[controller])
+            for folder in dict.fromkeys(folders.values()):
+                files.mkdir(folder)
+            if "cpuset" in folders:
+                self._fill_cpuset(folders["cpuset"])
         except BaseException:
-            for folder in made.values():
+            for folder in folders.values():
                 files.rmdir(folder)
             raise
-        return made
 
     def new_leaf(self, limits: CGroup | None, number: int) -> Leaf:
         """Make a folder in each hierarchy that accounts or limits."""
@@ -106,8 +99,9 @@ class Group(GroupBase[Leaf]):
             require(limits, self.host)
             wanted += [name for name in _ORDER if name in limits.controllers and name not in wanted]
             self._extend(wanted)
-        folders = {name: f"{self.paths[name]}/c{number}" for name in wanted}
-        paths = self.make(wanted, folders)
+        paths = {name: f"{self.paths[name]}/c{number}" for name in wanted}
+        self.leaf_folders.update(paths.values())
+        self._make(paths)
         try:
             if limits is not None:
                 self._write(limits, paths)
@@ -115,7 +109,6 @@ class Group(GroupBase[Leaf]):
             for folder in set(paths.values()):
                 files.rmdir(folder)
             raise
-        self.leaf_folders.update(paths.values())
         return Leaf(self, limits, number, Counters(), paths)
 
     def again(self, leaf: Leaf) -> Leaf:
@@ -131,8 +124,8 @@ class Group(GroupBase[Leaf]):
     def pids(self) -> list[int]:
         """All processes, as the caller numbers them."""
         # Whoever has joined at all is in the first hierarchy.
-        first = next(iter(self.paths.values()))
-        return processes.listed(f"{folder}/cgroup.procs" for folder in files.tree(first))
+        folders = [folder for path in self._first() for folder in files.tree(path)]
+        return processes.listed(f"{folder}/cgroup.procs" for folder in folders)
 
     def stats(self) -> Stats:
         """What it uses now."""
@@ -163,6 +156,7 @@ class Group(GroupBase[Leaf]):
         with self.lock:
             if "freezer" not in self.paths:
                 folder = f"{self.host.bases['freezer']}/{PREFIX}{self.name}"
+                self.folders[folder] = None
                 files.mkdir(folder)
                 self.paths["freezer"] = folder
         folder = self.paths["freezer"]
@@ -198,8 +192,8 @@ class Group(GroupBase[Leaf]):
 
     def kill(self) -> None:
         """Forbid forks, kill until the list is empty, and allow forks again."""
-        first = next(iter(self.paths.values()))
-        self.kill_folders(first, self.paths.get("pids"))
+        for first in self._first():
+            self.kill_folders(first, self.paths.get("pids"))
         if "pids" in self.paths:
             limit = self.spec.pids_max
             files.write(f"{self.paths['pids']}/pids.max", "max" if limit is None else str(limit))
@@ -216,29 +210,28 @@ class Group(GroupBase[Leaf]):
 
     def close(self) -> None:
         """Kill what is left and remove the folders."""
+        self.closed = True
         with self.lock:
-            if self.closed:
+            if self.removed():
                 return
-            self.closed = True
-            removed = [files.rmdir(folder) for folder in (*self.leaf_folders, *self.unique())]
-            if all(removed):
-                return
-            for folder in self.unique():
+            for folder in self.folders:
                 # A launcher that was killed while it joined may be in some hierarchies only.
                 has_pids = os.path.exists(f"{folder}/pids.max")
                 if os.path.exists(folder):
                     self.kill_folders(folder, folder if has_pids else None)
-            for folder in self.unique():
-                for below in files.tree(folder):
-                    processes.remove(below)
+            self.remove_rest()
 
     def _extend(self, controllers: Iterable[str]) -> None:
         """Make the group in more hierarchies, and bring along who is in it."""
         missing = [name for name in controllers if name not in self.paths]
         if missing:
             folders = {name: f"{self.host.bases[name]}/{PREFIX}{self.name}" for name in missing}
-            self.paths |= self.make(missing, folders)
-            self.bring_along()
+            there = set(self.paths.values())
+            self.folders |= dict.fromkeys(folders.values())
+            self._make({name: folder for name, folder in folders.items() if folder not in there})
+            self.paths = self.paths | folders
+            if there:
+                self.bring_along()
 
     def bring_along(self) -> None:
         """Move whoever is in the first hierarchy into the others, where they are in none of our groups."""

@@ -11,6 +11,7 @@ from sandboxlib.cgroup import controller as of
 from sandboxlib.errors import UnsupportedError
 from sandboxlib.kernel.cgroup import files, mapping, processes, v1stats
 from sandboxlib.kernel.cgroup.common import RESIDUE, Counters, LeafBase
+from sandboxlib.kernel.descriptor import eventfd, openat
 
 if TYPE_CHECKING:
     from sandboxlib.kernel.cgroup.v1 import Group
@@ -77,20 +78,13 @@ class Leaf(LeafBase):
         self._check_open()
         if "memory" not in self.paths:
             raise UnsupportedError("OOM notification", "the memory cgroup controller", self._group.host.hint)
-        if self._oom_fd < 0:
-            path = f"{self.paths['memory']}/memory.oom_control"
-            event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            try:
-                control = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    files.write(f"{self.paths['memory']}/cgroup.event_control", f"{event} {control}")
-                finally:
-                    os.close(control)
-            except OSError as problem:
-                os.close(event)
-                raise files.error(problem.errno or 0, f'eventfd("{path}")', path) from problem
+        if not self._oom_fd:
+            event = eventfd(os.EFD_NONBLOCK)
+            with openat(f"{self.paths['memory']}/memory.oom_control", os.O_RDONLY) as control:
+                text = f"{event.fileno()} {control}"
+                files.write(f"{self.paths['memory']}/cgroup.event_control", text)
             self._oom_fd = event
-        return self._oom_fd, select.POLLIN
+        return self._oom_fd.fileno(), select.POLLIN
 
     def pids(self) -> list[int]:
         """Its processes."""

@@ -18,9 +18,10 @@ from sandboxlib.host import CGroupHost
 from sandboxlib.kernel.cgroup import bounds, devices, files, mapping, processes, v2stats
 from sandboxlib.kernel.cgroup.common import ACCOUNTING, Counters, GroupBase
 from sandboxlib.kernel.cgroup.interface import Events
-from sandboxlib.kernel.cgroup.owner import PREFIX
 from sandboxlib.kernel.cgroup.probe import SUPERVISOR
 from sandboxlib.kernel.cgroup.v2leaf import Leaf
+from sandboxlib.kernel.descriptor import Fd
+from sandboxlib.kernel.owner import PREFIX
 from sandboxlib.result import Stats
 
 # Always there, without a controller that would have to be passed on.
@@ -38,32 +39,35 @@ class Group(GroupBase[Leaf]):
         self.folder = f"{next(iter(host.bases.values()))}/{PREFIX}{name}"
         self.kills = 0
         self._leaves_enabled = False
-        self._program = -1
+        self._program = Fd()
 
     @classmethod
-    def create(cls, host: CGroupHost, spec: CGroup, name: str) -> Group:
-        """Make the group with its limits in force, or nothing at all."""
+    def prepare(cls, host: CGroupHost, spec: CGroup, name: str) -> Group:
+        """See to it that the group can be made."""
         require(spec, host)
         bounds.check_host(spec, host)
-        group = cls(host, spec, name)
-        base = os.path.dirname(group.folder)
-        accounted = {controller for controller in ACCOUNTING if controller in host.bases}
-        needed = (accounted | spec.controllers) - _CORE
+        return cls(host, spec, name)
+
+    def make(self) -> None:
+        """Make it with its limits in force."""
+        base = os.path.dirname(self.folder)
+        accounted = {controller for controller in ACCOUNTING if controller in self.host.bases}
+        needed = (accounted | self.spec.controllers) - _CORE
         _pass_on(base, needed)
+        self.folders[self.folder] = None
         for attempt in (1, 2):
-            files.mkdir(group.folder)
+            files.mkdir(self.folder)
             try:
-                group._apply(spec)
+                self._apply(self.spec)
                 break
-            except BaseException as problem:
-                files.rmdir(group.folder)
-                if attempt == 2 or not isinstance(problem, UnsupportedError):
+            except UnsupportedError:
+                files.rmdir(self.folder)
+                if attempt == 2:
                     raise
                 # Somebody else, such as systemd, may have stopped passing the controller on.
                 _passed_on.pop(base, None)
                 _pass_on(base, needed)
-        group.paths = dict.fromkeys(sorted(needed) or ["cpuacct"], group.folder)
-        return group
+        self.paths = dict.fromkeys(sorted(needed) or ["cpuacct"], self.folder)
 
     def join_files(self) -> tuple[str, ...]:
         """The one file."""
@@ -71,12 +75,12 @@ class Group(GroupBase[Leaf]):
 
     def init_files(self) -> tuple[str, ...]:
         """The group of the first process; made by the first call."""
+        self.leaf_folders.add(f"{self.folder}/init")
         try:
             files.mkdir(f"{self.folder}/init")
         except KernelError as problem:
             if problem.errno != errno.EEXIST:
                 raise
-        self.leaf_folders.add(f"{self.folder}/init")
         return (f"{self.folder}/init/cgroup.procs",)
 
     @property
@@ -99,16 +103,16 @@ class Group(GroupBase[Leaf]):
             _pass_on(os.path.dirname(self.folder), needed)
             _pass_on(self.folder, needed, move_aside=False)
         leaf = Leaf(self, limits, number, Counters())
+        self.leaf_folders.add(leaf.folder)
         files.mkdir(leaf.folder)
         try:
             if limits is not None:
                 self._write(limits, leaf.folder)
                 if limits.devices is not None:
-                    os.close(devices.attach(leaf.folder, mapping.rules(limits.devices)))
+                    devices.attach(leaf.folder, mapping.rules(limits.devices)).close()
         except BaseException:
             files.rmdir(leaf.folder)
             raise
-        self.leaf_folders.add(leaf.folder)
         return leaf
 
     def again(self, leaf: Leaf) -> Leaf:
@@ -165,22 +169,17 @@ class Group(GroupBase[Leaf]):
 
     def close(self) -> None:
         """Kill what is left and remove the folders."""
+        self.closed = True
         with self.lock:
-            if self.closed:
-                return
-            self.closed = True
-            if self._program >= 0:
-                os.close(self._program)
+            self._program.close()
             _passed_on.pop(self.folder, None)
-            if self.spec.cpuset_cpus_partition not in (None, "member"):
+            partition = f"{self.folder}/cpuset.cpus.partition"
+            if self.spec.cpuset_cpus_partition not in (None, "member") and os.path.exists(partition):
                 # On Linux 6.1 the CPUs do not come back with the folder's end, but some time after it.
-                files.write(f"{self.folder}/cpuset.cpus.partition", "member")
-            removed = [files.rmdir(folder) for folder in self.leaf_folders]
-            if all(removed) and files.rmdir(self.folder):
-                return
-            processes.kill_group(self.folder)
-            for folder in files.tree(self.folder):
-                processes.remove(folder)
+                files.write(partition, "member")
+            if not self.removed():
+                processes.kill_group(self.folder)
+                self.remove_rest()
 
     def _freezer(self, state: str) -> None:
         self.check_open()
@@ -191,10 +190,9 @@ class Group(GroupBase[Leaf]):
     def _apply(self, limits: CGroup) -> None:
         self._write(limits, self.folder)
         if limits.devices is not None:
-            program = devices.attach(self.folder, mapping.rules(limits.devices), self._program)
-            if self._program >= 0:
-                os.close(self._program)
-            self._program = program
+            rules, before = mapping.rules(limits.devices), self._program
+            self._program = devices.attach(self.folder, rules, before.fileno())
+            before.close()
 
     def _write(self, limits: CGroup, folder: str) -> None:
         disks = files.disks(device for device, _ in limits.io_max or ())

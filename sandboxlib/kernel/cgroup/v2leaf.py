@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from sandboxlib.cgroup import CGroup
 from sandboxlib.kernel.cgroup import files, processes, v2stats
 from sandboxlib.kernel.cgroup.common import RESIDUE, Counters, LeafBase
+from sandboxlib.kernel.descriptor import Fd, openat
+from sandboxlib.kernel.syscall import failed
 
 if TYPE_CHECKING:
     from sandboxlib.kernel.cgroup.v2 import Group
@@ -23,7 +25,7 @@ class Leaf(LeafBase):
         self.folder = f"{group.folder}/c{number}"
         self._kills = group.kills
         # An own view of memory.peak, which starts when it is written to.
-        self._peak_fd = -1
+        self._peak = Fd()
 
     def join_files(self) -> tuple[str, ...]:
         """The one file."""
@@ -79,15 +81,12 @@ class Leaf(LeafBase):
     def oom_fd(self) -> tuple[int, int]:
         """A descriptor of memory.events, and POLLPRI."""
         self._check_open()
-        if self._oom_fd < 0:
-            path = f"{self.folder}/memory.events"
-            try:
-                self._oom_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as problem:
-                raise files.error(problem.errno or 0, f'open("{path}")', path) from None
+        if not self._oom_fd:
+            fd = openat(f"{self.folder}/memory.events", os.O_RDONLY)
             # A change is signalled to who has read before.
-            os.pread(self._oom_fd, 4096, 0)
-        return self._oom_fd, select.POLLPRI
+            os.pread(fd.fileno(), 4096, 0)
+            self._oom_fd = fd
+        return self._oom_fd.fileno(), select.POLLPRI
 
     def pids(self) -> list[int]:
         """Its processes."""
@@ -108,10 +107,10 @@ class Leaf(LeafBase):
             residue = v2stats.optional(f"{self.folder}/memory.current")
             resettable = last.memory_peak is None or _can_reset(f"{self.folder}/memory.peak")
             if resettable and (residue or 0) <= RESIDUE and (last.pids_peak or 0) <= 1:
-                self._close_peak()
+                self._peak.close()
                 self._group.keep(self)
                 return
-        self._close_peak()
+        self._peak.close()
         # What still runs in it goes on; the group removes it at the end.
         if files.rmdir(self.folder):
             self._group.leaf_folders.discard(self.folder)
@@ -123,23 +122,18 @@ class Leaf(LeafBase):
         """Let the peak of memory start again. Kernel: memory.peak, Linux ≥ 6.12."""
         path = f"{self.folder}/memory.peak"
         try:
-            self._peak_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            os.write(self._peak_fd, b"0")
+            self._peak = openat(path, os.O_RDWR)
+            os.write(self._peak.fileno(), b"0")
         except FileNotFoundError:
             # Without the memory controller there is no peak to set back.
             return
         except OSError as problem:
-            raise files.error(problem.errno or 0, f'write("{path}", "0")', path) from None
+            raise failed(problem, f'write("{path}", "0")') from None
 
     def _memory_peak(self) -> int | None:
-        if self._peak_fd >= 0:
-            return int(os.pread(self._peak_fd, 64, 0))
+        if self._peak:
+            return int(os.pread(self._peak.fileno(), 64, 0))
         return v2stats.optional(f"{self.folder}/memory.peak")
-
-    def _close_peak(self) -> None:
-        if self._peak_fd >= 0:
-            os.close(self._peak_fd)
-            self._peak_fd = -1
 
 
 def _can_reset(path: str) -> bool:

@@ -42,7 +42,7 @@ EVIDENCE: dict[str, tuple[str, ...]] = {
     "no-nested-userns": ("test_there_is_no_user_namespace_within",),
     "close-descriptors": (
         "test_descriptors_that_the_program_forgot_do_not_go_along",
-        "test_pid_1_keeps_one_descriptor",
+        "test_pid_1_keeps_two_descriptors",
         "test_a_program_whose_standard_descriptors_are_closed_can_use_sandboxes",
     ),
     "private-stdio": (
