@@ -65,7 +65,8 @@ class Connections:
         self._nets: dict[str, Net] = {}
         self._used_before: list[str] = []
         self._present: Presence | None = None
-        self._begun = False
+        # Something may be there that is ours: a folder; and once the book was read, what it tells of.
+        self._begun = self._entered = False
         self.ports = Taken()
         self.members: dict[str, Member] = {}
         self.values: dict[str, str] = {}
@@ -100,6 +101,7 @@ class Connections:
             teardown.sweep(book)
             if around is None and any(network.name not in book.networks for network in self._networks):
                 return False
+            self._entered = True
             if self._present is None:
                 book.rules.owner = book.rules.owner or os.urandom(8).hex()
                 self._present = Presence(book.rules.owner)
@@ -328,22 +330,30 @@ class Connections:
     def release(self) -> None:
         """Take it off its networks. Idempotent: what was interrupted is carried on with."""
         if self._begun:
-            teardown.unplug(self.members.values())
-            if any(member.published or member.names for member in self.members.values()):
-                with locked(self._host.run_dir) as book:
-                    teardown.withdraw(book, [token for token in self.members if token in book.members])
-            # Nothing leads to it any more, and nothing comes from it.
-            conntrack.forget(address for member in self.members.values() for address in member.addresses)
-            with locked(self._host.run_dir) as book:
-                there = [token for token in self.members if token in book.members]
-                leaving = teardown.strike(book, there, self._token)
-            teardown.clear_away(self._host.run_dir, leaving)
+            try:
+                self._leave()
+            except NetworkError:
+                # In a book that could not be read from the first is nothing of ours.
+                if self._entered:
+                    raise
             self._begun = False
         self.members.clear()
         self.ports.release()
         if self._present is not None:
             self._present.leave()
         self._owner.drop(self)
+
+    def _leave(self) -> None:
+        teardown.unplug(self.members.values())
+        if any(member.published or member.names for member in self.members.values()):
+            with locked(self._host.run_dir) as book:
+                teardown.withdraw(book, [token for token in self.members if token in book.members])
+        # Nothing leads to it any more, and nothing comes from it.
+        conntrack.forget(address for member in self.members.values() for address in member.addresses)
+        with locked(self._host.run_dir) as book:
+            there = [token for token in self.members if token in book.members]
+            leaving = teardown.strike(book, there, self._token)
+        teardown.clear_away(self._host.run_dir, leaving)
 
 
 def _is_loopback(address: str) -> bool:

@@ -260,7 +260,7 @@ with Sandbox(network=Network.bridge("a", ipv6=True), ports={7721: 80}, hostname=
 """
 tests = os.path.dirname(os.path.abspath(__file__))
 def stranger():
-    own = "mount --make-rprivate / && mount -t tmpfs tmpfs /run/sandboxlib && exec \\"$@\\""
+    own = "mount --make-rprivate / && mount -t tmpfs -o mode=700 tmpfs /run/sandboxlib && exec \\"$@\\""
     path = f"PYTHONPATH={os.pathsep.join([tests, *sys.path])}"
     command = ["unshare", "--mount", "sh", "-c", own, "sh", "env", path, sys.executable, "-c", script]
     p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
