@@ -331,9 +331,10 @@ def test_a_lease_ends_with_its_program(store: Store) -> None:
     ready, wait = os.pipe(), os.pipe()
     pid = os.fork()
     if not pid:
-        store.lease(image)
+        held = store.lease(image)
         os.write(ready[1], b"!")
         os.read(wait[0], 1)
+        held.close()
         os._exit(0)
     try:
         assert os.read(ready[0], 1) == b"!"
