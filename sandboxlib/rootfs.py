@@ -152,9 +152,9 @@ class Rootfs:
                 INODES,
                 bounded,
             ),
-            wanted=wanted,
-            ids=ids,
-            merged=merged,
+            wanted=_wanted(wanted),
+            ids=_ids(ids),
+            merged=_merged(merged),
         )
         if kind == "host" and not self.readonly:
             raise SpecError(
@@ -323,6 +323,31 @@ class Rootfs:
             if getattr(self, name) not in (None, default)
         )
         return f"Rootfs.{self.kind}({', '.join(given)})"
+
+
+def _wanted(value: object) -> tuple[Folder, ...]:
+    if isinstance(value, tuple) and all(isinstance(folder, Folder) for folder in value):
+        return value
+    raise SpecError("wanted", value, "left out: it is filled in where an image is looked up")
+
+
+def _ids(value: object) -> tuple[Ranges, Ranges]:
+    if isinstance(value, tuple) and len(value) == 2 and all(map(_is_ranges, value)):
+        return value
+    raise SpecError("ids", value, "left out: it is filled in where an image is looked up")
+
+
+def _is_ranges(value: object) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(run, tuple) and len(run) == 2 and all(type(number) is int for number in run)
+        for run in value
+    )
+
+
+def _merged(value: object) -> Merged | None:
+    if value is None or isinstance(value, Merged):
+        return value
+    raise SpecError("merged", value, "left out: it is filled in where layers are looked at")
 
 
 def image_reference(field: str, value: object) -> str:

@@ -26,6 +26,7 @@ from sandboxlib.plan.flags import (
     O_RDONLY,
     O_WRONLY,
     PR_SET_DUMPABLE,
+    PR_SET_KEEPCAPS,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RLIMITS,
@@ -299,6 +300,8 @@ def _rights_over_files(spec: SandboxSpec) -> Iterator[Step]:
     uid, gid = user_of(spec)
     yield Call("setgroups", (0, 0), "no group of the program's", ignore=(errno.EPERM,))
     if uid or gid:
+        # None of its users is root of the sandbox then: the kernel would take what it may, too.
+        yield Call("prctl", (PR_SET_KEEPCAPS, 1, 0, 0, 0), "rights over files outlast the change of user")
         yield Call("setresgid", (_KEEP, gid, _KEEP), "new files are the user's")
         yield Call("setresuid", (_KEEP, uid, _KEEP), "new files are the user's")
     header = struct.pack("=Ii", _VERSION_3, 0)

@@ -494,3 +494,5 @@ os.kill(os.getpid(), signal.SIGKILL)
     while os.path.exists(f"/proc/{pid}") or name in scopes():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    # What says whose it was, a lock in the run folder, goes when the next program starts.
+    assert as_user(COMMON + "Sandbox(memory='64M').__enter__().close()").returncode == 0
