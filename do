@@ -81,14 +81,44 @@ def pip_setting(name: str, default: str) -> str:
 
 
 def fetch_pip(folder: Path) -> Path:
-    """Download pip's wheel from the package index into *folder*, with its checksum verified."""
+    """Download a wheel of pip into *folder*: from the index that pip is configured for, else from Debian."""
+    if index := pip_setting("index-url", ""):
+        return fetch_from_index(index, folder)
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        return fetch_from_debian(folder)
+    sys.exit("this Python has no ensurepip; install it (python3-venv), or configure an index-url for pip")
+
+
+def fetch_from_debian(folder: Path) -> Path:
+    """Download Debian's package of the wheel, verified by apt; lists of its own need no root."""
+    lists, package = folder / "lists", "python3-pip-whl"
+    (lists / "partial").mkdir(parents=True)
+    settings = {
+        "Dir::State::Lists": str(lists),
+        "Dir::State::Status": os.devnull,
+        "Dir::Cache": str(folder),
+        "Debug::NoLocking": "1",
+        # As root apt would fetch as a user of its own, who may not write here.
+        "APT::Sandbox::User": "root",
+    }
+    own = ["-qq", *(f"--option={name}={value}" for name, value in settings.items())]
+    subprocess.run(["apt-get", *own, "update"], check=True)
+    subprocess.run(["apt-get", *own, "download", package], check=True, cwd=folder)
+    (archive,) = folder.glob(f"{package}_*.deb")
+    subprocess.run(["dpkg-deb", "--extract", str(archive), str(folder / "root")], check=True)
+    (wheel,) = (folder / "root").glob("usr/share/python-wheels/pip-*.whl")
+    return wheel
+
+
+def fetch_from_index(index: str, folder: Path) -> Path:
+    """Download the newest wheel of pip from a package index into *folder*, with its checksum verified."""
     import hashlib
     import re
     import ssl
     import urllib.parse
     import urllib.request
 
-    index = pip_setting("index-url", "https://pypi.org/simple").rstrip("/") + "/pip/"
+    index = index.rstrip("/") + "/pip/"
     trust = ssl.create_default_context(cafile=pip_setting("cert", "") or None)
     with urllib.request.urlopen(index, context=trust, timeout=60) as page:
         listing = page.read().decode()
@@ -111,7 +141,7 @@ def make_environment() -> None:
     Make ``.venv`` with nox in it; ``bin/nox`` comes last, so half an environment is made anew.
 
     Some distributions put `ensurepip` into a package of its own. There an
-    environment can be made all the same, and pip comes from the index.
+    environment can be made all the same, and pip comes from where this machine's packages come from.
     """
     import importlib.util
     import tempfile
