@@ -284,33 +284,35 @@ def locked(run_dir: str, where: str = "") -> Iterator[Book]:
 
 
 def _lock(where: str) -> Fd:
+    until = time.monotonic() + PATIENCE
     try:
         while True:
-            os.makedirs(where, mode=0o700, exist_ok=True)
+            # Not os.makedirs(): where another program takes the folder away just then, it says "File exists".
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(where, mode=0o700)
             fd = Fd()
             try:
                 fd = openat(f"{where}/{_LOCK}", os.O_RDWR | os.O_CREAT)
-                _wait_for(fd.fileno(), where)
+                _wait_for(fd.fileno(), where, until)
                 # Whoever had it may have taken it away with the folder.
                 if os.stat(f"{where}/{_LOCK}").st_ino == os.fstat(fd.fileno()).st_ino:
                     return fd
             except FileNotFoundError:
-                pass  # taken away in between
-            except KernelError as error:
-                if error.errno != errno.ENOENT:
+                # Taken away in between; others come and go, but not for as long as that.
+                fd.close()
+                if time.monotonic() > until:
                     raise
             except BaseException:
                 fd.close()
                 raise
             fd.close()
+    except KernelError:
+        raise
     except OSError as error:
-        if isinstance(error, KernelError):
-            raise
         raise KernelError(error.errno or 0, f'flock("{where}/{_LOCK}")', "the book of networks") from None
 
 
-def _wait_for(fd: int, where: str) -> None:
-    until = time.monotonic() + PATIENCE
+def _wait_for(fd: int, where: str, until: float) -> None:
     pause = 0.0001
     while True:
         try:
