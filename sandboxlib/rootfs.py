@@ -157,9 +157,7 @@ class Rootfs:
             merged=_merged(merged),
         )
         if kind == "host" and not self.readonly:
-            raise SpecError(
-                "readonly", readonly, "True, or left out: the host's folders are never written to"
-            )
+            raise SpecError("readonly", readonly, "True, or left out: the host's folders stay as they are")
 
     @classmethod
     def host(
