@@ -11,6 +11,9 @@ from typing import TypeVar
 import trio
 
 T = TypeVar("T")
+#: How many have a turn in one round of the loop.
+_TOGETHER = 16
+_TURNS: trio.lowlevel.RunVar[trio.Semaphore] = trio.lowlevel.RunVar("sandboxlib's turns")
 
 
 class TrioWaiter:
@@ -52,6 +55,17 @@ class TrioWaiter:
     def check(self) -> None:
         """Raises: trio.Cancelled: The task that waits for this thread is cancelled."""
         trio.from_thread.check_cancelled()
+
+    async def turn(self) -> None:
+        """With the next round of the loop, or, where `_TOGETHER` others have that, with a later one."""
+        try:
+            turns = _TURNS.get()
+        except LookupError:
+            turns = trio.Semaphore(_TOGETHER)
+            _TURNS.set(turns)
+        # Whoever gets in has given the loop one round, and those next in line get another.
+        async with turns:
+            pass
 
     def shield(self) -> AbstractContextManager[object]:
         """Within it, nothing is cancelled."""

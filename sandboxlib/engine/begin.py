@@ -29,6 +29,8 @@ async def gather(engine: Engine) -> Values:
         from sandboxlib.engine.image import prepare as look_up
 
         engine.held = await look_up(engine.waiter, engine.spec, engine.host, engine.lease)
+        # Many may have waited for the same image.
+        await engine.waiter.turn()
         engine.settle(engine.held.spec)
         if engine.closed:
             raise StateError("the sandbox was closed while it started")

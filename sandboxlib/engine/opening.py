@@ -39,6 +39,7 @@ async def start(spec: SandboxSpec, waiter: Waiter, tell: Callable[[Engine], None
     Raises:
         KernelError: A step failed; it says which. Nothing is left.
     """
+    await waiter.turn()
     engine = Engine(spec, waiter)
     for left in range(TRIES - 1, -1, -1):
         tell(engine)

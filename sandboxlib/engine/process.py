@@ -111,6 +111,7 @@ class Process:
         engine = self.engine
         streams, once = io if isinstance(io, Stdio) else None, Once()
         try:
+            await engine.waiter.turn()
             try:
                 engine.begin(once)
                 request = requested(engine, self.args, env, cwd, limits, streams)

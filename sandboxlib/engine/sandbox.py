@@ -318,6 +318,7 @@ class Engine:
 
     async def _remove_group(self) -> None:
         if self.group is not None:
+            await self.waiter.turn()
             self.group.close()
 
     async def _release_ids(self) -> None:

@@ -75,6 +75,8 @@ class Helper:
         self._slow = 0.0
 
     async def __aenter__(self) -> Self:
+        await self._waiter.turn()
+        self._check()
         self._launch.begin(self._code or encode(self._start, index=START), *self._fds)
         return self
 
@@ -158,6 +160,9 @@ class Helper:
                 raise
             return self._launch.hear(self._room)
 
+    def _check(self) -> None:
+        """Raises: StateError: There is no place to stand in."""
+
     async def _gone(self) -> Exception:
         return KernelError(errno.EPIPE, f"recvmsg({self._launch.control})", "the helper ended without a word")
 
@@ -189,9 +194,8 @@ class Session(Helper):
         super().__init__(engine.waiter, steps, engine.pidfd, *fds, code=code)
         self._place = engine.pidfd
 
-    async def __aenter__(self) -> Self:
+    def _check(self) -> None:
         self._engine.check()
-        return await super().__aenter__()
 
     async def _gone(self) -> Exception:
         await self._engine.check_alive()

@@ -16,7 +16,7 @@ _LONGEST = (1 << 31) - 1
 
 
 class Waiter(Protocol):
-    """The five things in which the faces differ."""
+    """The six things in which the faces differ."""
 
     async def ready(self, fds: Mapping[int, int], deadline: float = inf) -> set[int]:
         """Wait until any of *fds* (descriptor to `READ` or `WRITE`) is ready; none are at the deadline."""
@@ -26,6 +26,14 @@ class Waiter(Protocol):
 
     def check(self) -> None:
         """For what runs in `work`, every now and then: raises if it is to be given up."""
+
+    async def turn(self) -> None:
+        """
+        Wait until it is one's turn: before what takes a while and has to be done here.
+
+        Of many that begin or end something at once the others go on in between, and one that is
+        cancelled has not begun.
+        """
 
     def shield(self) -> AbstractContextManager[object]:
         """Within it, waiting is not cancelled."""
@@ -56,6 +64,9 @@ class BlockingWaiter:
 
     def check(self) -> None:
         """A signal's handler raises by itself."""
+
+    async def turn(self) -> None:
+        """Threads take turns by themselves."""
 
     def shield(self) -> AbstractContextManager[object]:
         """Nothing cancels a blocking call."""

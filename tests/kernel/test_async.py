@@ -30,6 +30,7 @@ from sandboxlib import (
     StateError,
     TimeoutExpired,
 )
+from sandboxlib.engine.sandbox import Engine
 
 pytestmark = [pytest.mark.userns]
 
@@ -244,6 +245,107 @@ async def test_a_start_that_is_cancelled_before_it_begins_makes_nothing() -> Non
         await sandbox.open()
     assert scope.cancelled_caught
     assert sandbox._engine is None
+
+
+@pytest.mark.parametrize("verb", ["run", "sh", "popen", "write", "mkdir", "copy_in", "copy_out", "export"])
+async def test_in_a_scope_that_is_cancelled_already_nothing_is_done(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "given").write_text("x")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine").chmod(0o777)
+    async with AsyncSandbox(mounts=[Mount.bind(str(tmp_path / "mine"), "/mine")]) as sandbox:
+        target = str(tmp_path / "mine/done")
+        verbs: dict[str, Callable[[], Awaitable[object]]] = {
+            "run": lambda: sandbox.run(["mkdir", "/mine/done"]),
+            "sh": lambda: sandbox.sh("echo >/mine/done"),
+            "popen": lambda: sandbox.popen(["mkdir", "/mine/done"]),
+            "write": lambda: sandbox.files.write("/mine/done", "x"),
+            "mkdir": lambda: sandbox.files.mkdir("/mine/done"),
+            "copy_in": lambda: sandbox.files.copy_in(tmp_path / "given", "/mine/done"),
+            "copy_out": lambda: sandbox.files.copy_out("/etc/hostname", target),
+            "export": lambda: sandbox.export(target),
+        }
+        for _ in range(20):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await verbs[verb]()
+            assert scope.cancelled_caught
+            assert not os.path.lexists(target)
+        assert await sandbox.processes() == []
+        # It does what it does where nobody cancels it.
+        await verbs[verb]()
+        assert await appears(target)
+
+
+async def appears(path: str) -> bool:
+    with trio.move_on_after(10):
+        while not os.path.lexists(path):
+            await trio.sleep(0.01)
+    return os.path.lexists(path)
+
+
+class _Rounds(trio.abc.Instrument):
+    """How far a count goes between two rounds of the loop, at most."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count, self.last, self.most = count, count(), 0
+
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
+        now = self._count()
+        self.most, self.last = max(self.most, now - self.last), now
+
+
+async def _cancelled(
+    number: int, counts: Callable[[Engine], bool], enough: int
+) -> tuple[list[Engine], int, int]:
+    """
+    Begin to open *number* sandboxes, and cancel them all when *enough* of them count.
+
+    Returns:
+        Those that began to be made; how many of them began, and how many groups were removed, in one round
+        of the loop at most.
+    """
+    sandboxes = [AsyncSandbox() for _ in range(number)]
+
+    def begun() -> list[Engine]:
+        return [sandbox._engine for sandbox in sandboxes if sandbox._engine is not None]
+
+    def removed() -> int:
+        # What it knows of its folders: to look for them would take longer than a round.
+        return sum(getattr(engine.group, "folders", None) == {} for engine in begun() if engine.closed)
+
+    async def one(sandbox: AsyncSandbox) -> None:
+        async with sandbox:
+            await trio.sleep_forever()
+
+    rounds = _Rounds(lambda: len(begun())), _Rounds(removed)
+    for instrument in rounds:
+        trio.lowlevel.add_instrument(instrument)
+    async with trio.open_nursery() as nursery:
+        for sandbox in sandboxes:
+            nursery.start_soon(one, sandbox)
+        while sum(map(counts, begun())) < enough:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    for instrument in rounds:
+        trio.lowlevel.remove_instrument(instrument)
+    return begun(), rounds[0].most, rounds[1].most
+
+
+async def test_of_a_thousand_starts_that_are_cancelled_the_loop_goes_on_in_between() -> None:
+    made, begun, _ = await _cancelled(1000, lambda engine: not engine.closed, 100)
+    assert begun <= 16
+    # Those that were in the queue have made nothing.
+    assert len(made) < 150
+    assert all(engine.finished for engine in made)
+
+
+@pytest.mark.cgroup
+async def test_of_many_sandboxes_that_end_at_once_the_loop_goes_on_in_between() -> None:
+    made, begun, removed = await _cancelled(100, lambda engine: engine.pid > 0, 100)
+    assert len(made) == 100
+    assert begun <= 16
+    assert removed <= 16
+    assert all(engine.finished for engine in made)
 
 
 async def test_close_is_complete_also_when_it_is_cancelled() -> None:
