@@ -16,7 +16,7 @@ import pytest
 
 from sandboxlib.doctor import DEFAULT
 
-pytestmark = pytest.mark.userns
+pytestmark = [pytest.mark.userns, pytest.mark.spread]
 
 CLI = [sys.executable, "-m", "sandboxlib"]
 

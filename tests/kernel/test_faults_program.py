@@ -19,6 +19,9 @@ from kernel.probe.outside import _PRELUDE, TESTS, WHO, program
 import leaks
 import users
 
+#: Where starting a program takes ten times as long, there are fewer of them.
+LAB = bool(os.environ.get("SANDBOXLIB_LAB"))
+
 CLEANER = "with make('') as sandbox:\n    sandbox.run(['true'])\nprint('[]')"
 
 
@@ -162,7 +165,7 @@ for number in itertools.count():
 def test_a_program_killed_at_any_moment_leaves_nothing(who: str, processes: set[int]) -> None:
     generator = random.Random(2)
     owners = []
-    for _ in range(25):
+    for _ in range(8 if LAB else 25):
         with started(who, STARTING, arguments="memory='64M'" if who == "root" else "") as owner:
             assert owner.stdout is not None
             assert owner.stdout.readline() == b"ready\n"
@@ -215,7 +218,7 @@ def hunt():
 thread = threading.Thread(target=hunt)
 thread.start()
 from sandboxlib.errors import SandboxError
-for _ in range(40):
+for _ in range(facts["times"]):
     try:
         with make("") as sandbox:
             sandbox.run(["true"])
@@ -228,7 +231,7 @@ with make("") as sandbox:
 left = open(f"/proc/self/task/{os.getpid()}/children").read().split()
 print(json.dumps([len(errors), left, descriptors() - before]))
 """
-    errors, left, more = program("root", DESCRIPTORS + script)
+    errors, left, more = program("root", DESCRIPTORS + script, times=15 if LAB else 40)
     assert errors
     assert left == []
     assert more == 0
@@ -345,7 +348,7 @@ def test_an_interrupted_run_ends_its_command(who: str) -> None:
 def test_an_interruption_at_any_moment_of_a_start_does_not_outlive_the_sandbox(who: str) -> None:
     """A command may be there of which the program was not told yet; closing must not wait for it for ever."""
     generator = random.Random(3)
-    moments = [generator.uniform(0.0002, 0.006) for _ in range(40)]
+    moments = [generator.uniform(0.0002, 0.006) for _ in range(12 if LAB else 40)]
     # Not for ever: an interruption that comes while an object is being deleted is dropped by Python.
     _, closing, children = program(who, INTERRUPTED, moments=moments, length="2", patience=500)
     assert closing < 5

@@ -16,7 +16,7 @@ from sandboxlib import Sandbox, Security
 
 import filters
 
-pytestmark = [pytest.mark.root, pytest.mark.userns]
+pytestmark = [pytest.mark.root, pytest.mark.userns, pytest.mark.spread]
 
 LOOK = """
 import json

@@ -21,7 +21,8 @@ import users
 from images import put
 from layers import base256, file, folder, symlink
 
-pytestmark = [pytest.mark.userns, pytest.mark.overlay, pytest.mark.tool("busybox"), pytest.mark.root]
+pytestmark = [pytest.mark.userns, pytest.mark.overlay, pytest.mark.tool("busybox")]
+pytestmark += [pytest.mark.root, pytest.mark.spread]
 
 
 @pytest.fixture(autouse=True)

@@ -183,7 +183,6 @@ def folder_fixture(tmp_path: Path) -> Iterator[Path]:
         assert path.stat().st_uid == os.geteuid()
 
 
-@pytest.mark.qemu
 @pytest.mark.landlock(3)
 @pytest.mark.tool("gcc")
 @FILES
@@ -196,7 +195,6 @@ def test_a_file_is_read_by_name(run: Run, kind: str, folder: Path) -> None:
         assert file.read() == SOURCE
 
 
-@pytest.mark.qemu
 @pytest.mark.landlock(3)
 @FILES
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -235,7 +233,6 @@ with Sandbox() as sandbox, open("out" if facts["here"] else f"{facts['folder']}/
     assert program(who, script, folder=str(folder), here=who == "user") == "hi\n"
 
 
-@pytest.mark.qemu
 @pytest.mark.landlock(3)
 @pytest.mark.parametrize("kind", [*map(oct, MODES), "removed"])
 def test_a_file_that_is_read_cannot_be_written_by_any_name(kind: str, folder: Path) -> None:
@@ -251,7 +248,6 @@ def test_a_file_that_is_read_cannot_be_written_by_any_name(kind: str, folder: Pa
         assert file.read() == b"keep me"
 
 
-@pytest.mark.qemu
 @pytest.mark.landlock(3)
 @pytest.mark.parametrize("kind", [*map(oct, MODES), "removed"])
 def test_what_a_file_held_before_cannot_be_read_by_who_writes_there(kind: str, folder: Path) -> None:
@@ -281,7 +277,6 @@ def test_a_file_of_another_user_is_what_its_mode_makes_it(folder: Path) -> None:
     os.chown(path, os.geteuid(), os.getegid())
 
 
-@pytest.mark.qemu
 @pytest.mark.landlock(3)
 @pytest.mark.root
 def test_a_file_of_the_number_that_the_command_has_inside_is_its_own(folder: Path) -> None:
@@ -294,7 +289,6 @@ def test_a_file_of_the_number_that_the_command_has_inside_is_its_own(folder: Pat
     os.chown(path, os.geteuid(), os.getegid())
 
 
-@pytest.mark.qemu
 @pytest.mark.landlock(3)
 def test_what_is_shown_to_one_command_is_not_shown_to_another(folder: Path) -> None:
     with open(folder / "one", "w+b") as file, Sandbox() as sandbox:
@@ -307,7 +301,6 @@ def test_what_is_shown_to_one_command_is_not_shown_to_another(folder: Path) -> N
             process.kill()
 
 
-@pytest.mark.qemu
 @pytest.mark.landlock(3)
 def test_a_command_with_a_file_has_the_same_tree_as_others(folder: Path) -> None:
     (folder / "in").write_bytes(b"")

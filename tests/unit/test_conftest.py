@@ -161,3 +161,40 @@ def test_a_missing_controller_says_which_there_are(version: int) -> None:
     reason = needs.missing_controller((version,), "no-such-controller")
     assert reason is not None
     assert reason.startswith("controllers that the tests may use here are v1: ")
+
+
+def test_what_is_spread_runs_once_in_the_lab(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    suite.makepyfile(
+        test_suite="""
+        import pytest
+
+        @pytest.mark.spread
+        @pytest.mark.parametrize("number", range(12))
+        def test_shared_out(number): pass
+
+        @pytest.mark.spread
+        @pytest.mark.cgroup2
+        def test_of_cgroups(): pass
+
+        @pytest.mark.spread
+        @pytest.mark.root
+        def test_of_root(): pass
+
+        def test_of_all(): pass
+        """
+    )
+    listed = {}
+    for place in ("root", "user", "session", "qemu", ""):
+        monkeypatch.setenv("SANDBOXLIB_LAB", place)
+        lines = run(suite, "--collect-only", "-q").stdout.lines
+        listed[place] = sorted(line.partition("::")[2] for line in lines if "::" in line)
+    alike = [listed[place] for place in ("root", "user", "session")]
+    always = {"test_of_all", "test_of_cgroups"}
+    assert all(always <= set(names) for names in alike)
+    assert ["test_of_root" in names for names in alike] == [True, False, False]
+    assert sorted(name for names in alike for name in names if "shared_out" in name) == sorted(
+        f"test_shared_out[{number}]" for number in range(12)
+    )
+    assert len(listed["qemu"]) == len(listed[""]) == 15
