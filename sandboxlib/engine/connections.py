@@ -93,13 +93,14 @@ class Connections:
         self._begun = True
         around: Surroundings | None = None
         while not self._prepared(servers, around):
-            # Without the lock: it takes as long as the host has routes.
+            # Without the lock: it takes as long as the host has connections and routes.
+            teardown.sweep(self._host.run_dir)
             around = Surroundings.look(resolver.of_host().every)
 
     def _prepared(self, servers: resolver.NameServers, around: Surroundings | None) -> bool:
         with locked(self._host.run_dir) as book:
-            teardown.sweep(book)
-            if around is None and any(network.name not in book.networks for network in self._networks):
+            new = any(network.name not in book.networks for network in self._networks)
+            if teardown.is_due(book) or (new and around is None):
                 return False
             self._entered = True
             if self._present is None:
@@ -245,7 +246,9 @@ class Connections:
                 announce.announce(sock, self._nets[token], member, self._used_before)
         if any(member.ports or member.names for member in self.members.values()):
             with locked(self._host.run_dir) as book:
-                self._publish(book)
+                places = self._publish(book)
+            if places:
+                self._forget(places)
 
     def _plug(self, sock: socket.socket, pid: int) -> None:
         """Make the pairs; no end is a port of a bridge before it has its filters."""
@@ -300,7 +303,8 @@ class Connections:
         first = {target: (index, target, over) for index, target, over in reversed(ways)}
         return found + [routes.route(*way) for way in first.values()]
 
-    def _publish(self, book: Book) -> None:
+    def _publish(self, book: Book) -> list[tuple[str, int]]:
+        """Let others find it; returns its places of UDP on this host."""
         added, forgotten = [], []
         for token in self.members:
             # As it stands there: others may have changed the network meanwhile.
@@ -319,11 +323,14 @@ class Connections:
             forgotten += [(port[0], port[1]) for port in member.ports if port[2] == "udp"]
         firewall.change(book, add=added)
         book.save()
-        if forgotten:
-            keep = [address for member in self.members.values() for address in member.addresses]
-            with open_socket() as sock:
-                own = {one.text for one in routes.addresses(sock)}
-            conntrack.forget_ports(forgotten, own, keep)
+        return forgotten
+
+    def _forget(self, places: list[tuple[str, int]]) -> None:
+        """Let those who spoke to its ports before meet it from now on."""
+        keep = [address for member in self.members.values() for address in member.addresses]
+        with open_socket() as sock:
+            own = {one.text for one in routes.addresses(sock)}
+        conntrack.forget_ports(places, own, keep)
 
     # ---- the end --------------------------------------------------------------------------------
 
@@ -331,7 +338,7 @@ class Connections:
         """Take it off its networks. Idempotent: what was interrupted is carried on with."""
         if self._begun:
             try:
-                self._leave()
+                teardown.leave(self._host.run_dir, self.members, self._token)
             except NetworkError:
                 # In a book that could not be read from the first is nothing of ours.
                 if self._entered:
@@ -342,18 +349,6 @@ class Connections:
         if self._present is not None:
             self._present.leave()
         self._owner.drop(self)
-
-    def _leave(self) -> None:
-        teardown.unplug(self.members.values())
-        if any(member.published or member.names for member in self.members.values()):
-            with locked(self._host.run_dir) as book:
-                teardown.withdraw(book, [token for token in self.members if token in book.members])
-        # Nothing leads to it any more, and nothing comes from it.
-        conntrack.forget(address for member in self.members.values() for address in member.addresses)
-        with locked(self._host.run_dir) as book:
-            there = [token for token in self.members if token in book.members]
-            leaving = teardown.strike(book, there, self._token)
-        teardown.clear_away(self._host.run_dir, leaving)
 
 
 def _is_loopback(address: str) -> bool:

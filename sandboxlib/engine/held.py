@@ -53,6 +53,7 @@ class OpenBridge(OpenNetwork):
         self._open = True
         around: Surroundings | None = None
         while (net := self._made(around)) is None:
+            teardown.sweep(self._host.run_dir)
             around = Surroundings.look(resolver.of_host().every)
         self.interface = net.bridge
         self.subnet, self.gateway = net.v4 or net.v6, net.gateway4 or net.gateway6
@@ -60,8 +61,8 @@ class OpenBridge(OpenNetwork):
 
     def _made(self, around: Surroundings | None) -> Net | None:
         with locked(self._host.run_dir) as book:
-            teardown.sweep(book)
-            if around is None and self.network.name not in book.networks:
+            new = self.network.name not in book.networks
+            if teardown.is_due(book) or (new and around is None):
                 return None
             if self._present is None:
                 book.rules.owner = book.rules.owner or os.urandom(8).hex()
@@ -92,10 +93,7 @@ class OpenBridge(OpenNetwork):
     def _leave(self) -> None:
         self.namespace.close()
         if self._open:
-            with locked(self._host.run_dir) as book:
-                there = [self._token] if self._token in book.members else []
-                leaving = teardown.strike(book, there, self._token)
-            teardown.clear_away(self._host.run_dir, leaving)
+            teardown.leave(self._host.run_dir, {self._token: Member(self.network.name or "")}, self._token)
             self._open = False
         if self._present is not None:
             self._present.leave()

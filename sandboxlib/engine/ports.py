@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import weakref
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from sandboxlib.errors import NetworkError
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: SO_MARK, SO_ATTACH_FILTER of <asm-generic/socket.h>.
 _MARK, _ATTACH_FILTER = 36, 26
+#: Seconds for which a port may stay taken by who has let go of it: where another thread starts a process
+#: at that moment, this has the socket too until it executes its program.
+_PATIENCE, _PAUSE = 0.25, 0.001
 #: All that is open in this program: a forked child lets go of it, since it is not the one that publishes.
 _open: weakref.WeakSet[Taken] = weakref.WeakSet()
 
@@ -80,16 +84,22 @@ class Taken:
 
 
 def _bind(held: socket.socket, address: str, port: int) -> None:
-    try:
-        held.bind((address, port))
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE or held.type != socket.SOCK_STREAM:
-            raise
-        # Perhaps only by connections that have ended. Then it can be had, but others could have it as
-        # well, unless it listens.
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((address, port))
-        held.listen(1)
+    until = monotonic() + _PATIENCE
+    while True:
+        # TCP's is perhaps taken only by connections that have ended. Then it can be had, but others could
+        # have it as well, unless it listens.
+        for reused in (0, 1) if held.type == socket.SOCK_STREAM else (0,):
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reused)
+            try:
+                held.bind((address, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or monotonic() > until:
+                    raise
+            else:
+                if reused:
+                    held.listen(1)
+                return
+        sleep(_PAUSE)
 
 
 def _wait_silently(held: socket.socket, mark: int) -> None:

@@ -24,6 +24,8 @@ from sandboxlib.kernel.netlink import open_socket
 if TYPE_CHECKING:
     from sandboxlib.network import Network
 
+# The last range of IPv4 that this program chose: a book is forgotten with its last network.
+_last = ""
 #: Somewhere outside, to which nobody has a route of its own (RFC 5737, RFC 3849).
 _ELSEWHERE = ("203.0.113.1", "2001:db8:ffff::1")
 
@@ -94,6 +96,7 @@ def planned(book: Book, network: Network, around: Surroundings) -> Net:
     Raises:
         NetworkError: Its addresses are not free.
     """
+    global _last  # noqa: PLW0603 - as above
     assert network.name is not None
     net = Net(network.name, _bridge_name(network), internal=network.internal, forwards=not network.internal)
     others = [ip_network(text) for net in book.networks.values() for text in (net.v4, net.v6) if text]
@@ -105,7 +108,7 @@ def planned(book: Book, network: Network, around: Surroundings) -> Net:
     else:
         taken = [*around.taken, *others]
         if network.subnet is None:
-            book.range = net.v4 = pool.free_ipv4(taken, around.loose, book.range)
+            book.range = _last = net.v4 = pool.free_ipv4(taken, around.loose, book.range or _last)
         else:
             net.v4 = network.subnet
         net.gateway4 = network.gateway or pool.first_address(net.v4)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -77,13 +77,8 @@ def withdraw(book: Book, tokens: Iterable[str]) -> None:
     book.save()
 
 
-def strike(book: Book, tokens: Iterable[str], owner: str) -> list[Net]:
-    """
-    Take those who have left out of the book, and networks on which nobody is any more.
-
-    Returns:
-        Networks whose bridges are to be removed, by `clear_away`.
-    """
+def strike(book: Book, tokens: Iterable[str], owner: str) -> None:
+    """Take those who have left out of the book, and networks on which nobody is: *owner* removes these."""
     for token in tokens:
         for kind in ("hosts", "resolv"):
             with contextlib.suppress(FileNotFoundError):
@@ -92,7 +87,7 @@ def strike(book: Book, tokens: Iterable[str], owner: str) -> list[Net]:
     empty = [net for net in book.networks.values() if not book.on(net.name)]
     if not empty:
         book.save()
-        return []
+        return
     with open_socket() as sock:
         # At once nothing is sent over it any more; to be removed it needs long.
         carry_out(sock, [links.down(net.bridge) for net in empty])
@@ -112,7 +107,6 @@ def strike(book: Book, tokens: Iterable[str], owner: str) -> list[Net]:
     else:
         _close_down(book)
     book.save()
-    return [net for net in book.leaving if net.leaving == owner]
 
 
 def _close_down(book: Book) -> None:
@@ -125,49 +119,98 @@ def _close_down(book: Book) -> None:
     book.servers = ledger.Servers()
 
 
-def clear_away(run_dir: str, leaving: list[Net]) -> None:
-    """Remove bridges that `strike` has taken out of the book's networks; without the lock, but at the end."""
-    if not leaving:
-        return
-    with open_socket() as sock:
-        carry_out(sock, [links.delete(net.bridge) for net in leaving])
+def leave(run_dir: str, members: Mapping[str, Member], owner: str, *, at_once: bool = False) -> None:
+    """
+    Take sandboxes off their networks; again, after an interruption, it goes on.
+
+    What takes long is done without the lock: their addresses are theirs until all is forgotten.
+
+    Args:
+        run_dir: The run-time folder.
+        members: By token, as they are known; those that the book no longer has are gone.
+        owner: Who takes networks away on which nobody is then.
+        at_once: Their interfaces do not go by themselves.
+    """
+    unplug(members.values(), at_once=at_once)
+    if any(member.published or member.names for member in members.values()):
+        with locked(run_dir) as book:
+            withdraw(book, [token for token in members if token in book.members])
+    # Nothing leads to them any more, and nothing comes from them.
+    conntrack.forget(address for member in members.values() for address in member.addresses)
     with locked(run_dir) as book:
-        gone = {net.bridge for net in leaving}
-        book.leaving = [net for net in book.leaving if net.bridge not in gone]
-        book.save()
+        strike(book, [token for token in members if token in book.members], owner)
+        leaving = _Leaving([net for net in book.leaving if net.leaving == owner])
+    leaving.clear_away(run_dir)
 
 
-def sweep(book: Book) -> list[str]:
+class _Leaving:
+    """
+    Networks that `strike` has taken out of a book; made under its lock.
+
+    Their bridges are known by their numbers, for another may have the name soon.
+    """
+
+    def __init__(self, nets: list[Net]) -> None:
+        self.nets = nets
+        self._bridges = [links.index(net.bridge) for net in nets]
+
+    def clear_away(self, run_dir: str) -> None:
+        """Remove the bridges; without the lock, but at the end."""
+        if self.nets:
+            with open_socket() as sock:
+                carry_out(sock, [links.delete(bridge) for bridge in self._bridges if bridge])
+            with locked(run_dir) as book:
+                book.leaving = [net for net in book.leaving if net not in self.nets]
+                book.save()
+
+
+def is_due(book: Book) -> bool:
+    """Is there something for `sweep`?"""
+    gone, left = _left(book)
+    return bool(gone or left) or _is_idle(book)
+
+
+def _left(book: Book) -> tuple[dict[str, Member], list[Net]]:
+    """Who is on a network, and which are being removed, by programs that are dead."""
+    # One look for each program, not for each of its sandboxes.
+    named = [*book.members, *(net.leaving for net in book.leaving)]
+    owners = {owner_of(token): token for token in named}
+    dead = {owner for owner, token in owners.items() if is_dead(token, os.path.dirname(book.folder))}
+    gone = {token: member for token, member in book.members.items() if owner_of(token) in dead}
+    return gone, [net for net in book.leaving if net.leaving == _NOBODY or owner_of(net.leaving) in dead]
+
+
+def _is_idle(book: Book) -> bool:
+    """Is there a network on which nobody is, or what only a network needs?"""
+    if book.networks:
+        return any(not book.on(name) for name in book.networks)
+    return bool(book.rules.table or book.forwarding)
+
+
+def sweep(run_dir: str) -> list[str]:
     """
     Take off those whose program is dead, and networks on which nobody is.
 
     Returns:
         What was found.
     """
-    # One look for each program, not for each of its sandboxes.
-    named = [*book.members, *(net.leaving for net in book.leaving)]
-    owners = {owner_of(token): token for token in named}
-    dead = {owner for owner, token in owners.items() if is_dead(token, os.path.dirname(book.folder))}
-    tokens = [token for token in book.members if owner_of(token) in dead]
-    found = [f"a place on network {book.members[token].network!r}" for token in tokens]
-    if tokens:
-        members = [book.members[token] for token in tokens]
-        unplug(members, at_once=True)
-        withdraw(book, tokens)
-        conntrack.forget(address for member in members for address in member.addresses)
-    if tokens or any(not book.on(name) for name in book.networks):
-        strike(book, tokens, _NOBODY)
-    left = [net for net in book.leaving if net.leaving == _NOBODY or owner_of(net.leaving) in dead]
-    if left:
-        with open_socket() as sock:
-            carry_out(sock, [links.delete(net.bridge) for net in left])
-        book.leaving = [net for net in book.leaving if net not in left]
-        found += [f"network {net.name!r}" for net in left]
-        book.save()
-    if not book.networks and (book.rules.table or book.forwarding):
-        _close_down(book)
-        book.save()
-    return found
+    with locked(run_dir) as book:
+        if not is_due(book):
+            return []
+        gone, _ = _left(book)
+    found = [f"a place on network {member.network!r}" for member in gone.values()]
+    if gone:
+        leave(run_dir, gone, _NOBODY, at_once=True)
+    with locked(run_dir) as book:
+        if _is_idle(book):
+            strike(book, [], _NOBODY)
+        if _is_idle(book):
+            _close_down(book)
+            book.save()
+        _, left = _left(book)
+        leaving = _Leaving(left)
+    leaving.clear_away(run_dir)
+    return found + [f"network {net.name!r}" for net in left]
 
 
 def remove_strangers(book: Book) -> None:
@@ -189,8 +232,7 @@ def sweep_all(host: Host) -> list[str]:
     """The same for this network namespace, if it ever had one; and the books of namespaces that are gone."""
     found = []
     if os.path.isdir(folder(host.run_dir)):
-        with locked(host.run_dir) as book:
-            found = sweep(book)
+        found = sweep(host.run_dir)
     sweep_books(host)
     return found
 
@@ -222,5 +264,5 @@ def _namespaces() -> set[int]:
 
 
 __all__ = [
-    "clear_away", "queue_of", "remove_strangers", "strike", "sweep", "sweep_all", "unplug", "withdraw",
+    "is_due", "leave", "queue_of", "remove_strangers", "strike", "sweep", "sweep_all", "unplug", "withdraw",
 ]  # fmt: skip

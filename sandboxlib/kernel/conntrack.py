@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterable
@@ -33,13 +34,16 @@ _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
 _ORIGINAL, _REPLY = 1, 2
 _IP, _PROTOCOL = 1, 2
 _NUMBER, _DESTINATION_PORT = 1, 3
+_ZONE = 18
 _FILTER, _ORIGINAL_FLAGS, _REPLY_FLAGS = 25, 1, 2
 #: CTA_FILTER_F_CTA_IP_SRC, _IP_DST, _PROTO_NUM, _PROTO_DST_PORT.
 _BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1, 2, 8, 32
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 _STEP = "connections of addresses and ports that are given out"
-#: More single questions than this cost more than one look at all that there is.
-_SINGLE = 64
+#: The kernel looks at all for each question; more questions than these cost more than to look at all once
+#: ourselves: where there are fewer than a thousand connections, and where there are more.
+_QUESTIONS, _QUESTIONS_OF_MANY = 64, 8
+_MANY = 1000
 
 Known = dict[int, bytes]
 
@@ -90,7 +94,7 @@ def forget(addresses: Iterable[str]) -> None:
             for kind in (1, 2, 3, 4)
         )
 
-    _carry_out(messages, concerns)
+    _carry_out(messages, packed, concerns)
 
 
 def forget_ports(places: Iterable[tuple[str, int]], own: Iterable[str], keep: Iterable[str]) -> None:
@@ -126,14 +130,16 @@ def forget_ports(places: Iterable[tuple[str, int]], own: Iterable[str], keep: It
             and not any(answers.get(kind) in kept for kind in (1, 3))
         )
 
-    _carry_out(messages, concerns)
+    ports = {struct.pack(">H", port) for _, port in wanted}
+    _carry_out(messages, ports, concerns)
 
 
-def _carry_out(messages: list[Message], concerns: Callable[[Known, Known], bool]) -> None:
-    if not messages:
+def _carry_out(messages: list[Message], parts: set[bytes], concerns: Callable[[Known, Known], bool]) -> None:
+    count = _count() if messages else 0
+    if count == 0:
         return
     with using() as sock:
-        if len(messages) <= _SINGLE:
+        if len(messages) <= (_QUESTIONS if count < _MANY else _QUESTIONS_OF_MANY):
             try:
                 carry_out(sock, messages, _STEP)
             except KernelError as error:
@@ -144,17 +150,24 @@ def _carry_out(messages: list[Message], concerns: Callable[[Known, Known], bool]
                     raise
             else:
                 return
-        _look_at_all(sock, concerns)
+        _look_at_all(sock, parts, concerns)
 
 
 #: A kernel without nf_conntrack_netlink: what it remembers ends by itself.
 _NO_TRACKING = (errno.EPROTONOSUPPORT, errno.EINVAL)
 
 
-def _look_at_all(sock: socket.socket, concerns: Callable[[Known, Known], bool]) -> None:
+def _count() -> int:
+    """How many connections the kernel knows of; 1 where it does not say."""
     with contextlib.suppress(OSError), open(_COUNT, encoding="ascii") as file:
-        if file.read().strip() == "0":
-            return
+        return int(file.read())
+    return 1
+
+
+def _look_at_all(sock: socket.socket, which: set[bytes], concerns: Callable[[Known, Known], bool]) -> None:
+    """Forget what concerns somebody; *which* are bytes, some of which each such connection has in it."""
+    # There may be hundreds of thousands: only what could be meant is taken apart.
+    could_be = re.compile(b"|".join(map(re.escape, sorted(which)))).search
     found = []
     try:
         entries = dump(sock, _GET, _head(socket.AF_UNSPEC))
@@ -162,10 +175,12 @@ def _look_at_all(sock: socket.socket, concerns: Callable[[Known, Known], bool]) 
         if error.errno in (*_NO_TRACKING, errno.EOPNOTSUPP):
             return
         raise
-    for data in entries:
+    for data in filter(could_be, entries):
         parts = attributes(data[4:])
         if concerns(attributes(parts.get(_ORIGINAL, b"")), attributes(parts.get(_REPLY, b""))):
             body = data[:1] + _head(0)[1:] + attribute(_ORIGINAL | NESTED, parts[_ORIGINAL])
+            if _ZONE in parts:
+                body += attribute(_ZONE, parts[_ZONE])
             found.append(Message(_DELETE, 0, body, "conntrack --delete", (errno.ENOENT,)))
     for at in range(0, len(found), 200):
         carry_out(sock, found[at : at + 200], _STEP)

@@ -113,10 +113,11 @@ def fresh_index() -> int:
     return 1 << 24 | int.from_bytes(os.urandom(4), "big") >> 1
 
 
-def delete(name: str) -> Message:
-    """Remove an interface, and its peer; one that has gone is no failure."""
-    body = HEAD.pack(0, 0, 0, 0, 0) + text(_NAME, name)
-    return Message(_DELLINK, 0, body, f"ip link delete {name}", (errno.ENODEV, errno.ENOENT))
+def delete(link: str | int) -> Message:
+    """Remove an interface, by name or index, and its peer; one that has gone is no failure."""
+    index, name = _named(link)
+    body = HEAD.pack(0, 0, index, 0, 0) + name
+    return Message(_DELLINK, 0, body, f"ip link delete {link}", (errno.ENODEV, errno.ENOENT))
 
 
 def _named(link: str | int) -> tuple[int, bytes]:

@@ -818,7 +818,7 @@ result = sh("unshare", "--mount", "sh", "-c", readonly, "sh", sys.executable, "-
     refusal, gateway = lab.run(code)
     assert "ip_forward" in refusal
     assert "internal=True" in refusal
-    assert gateway == "10.64.0.1"
+    assert gateway.startswith("10.64.")
 
 
 @pytest.mark.overlay

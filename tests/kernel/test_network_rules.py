@@ -224,11 +224,11 @@ from sandboxlib import *
 def load(text):
     Path("/run/loaded.nft").write_text(text)
     sh("nft", "-f", "/run/loaded.nft")
-with Sandbox(network=Network.bridge("n"), ports={7711: 80}) as one:
+with Sandbox(network=Network.bridge("n", subnet="10.9.0.0/24"), ports={7711: 80}) as one:
     older = sh("nft", "list", "ruleset")
     address = one.addresses()
 load("flush ruleset" + chr(10) + older)
-with Sandbox(network=Network.bridge("n"), ports={7714: 80}, hostname="two") as two:
+with Sandbox(network=Network.bridge("n", subnet="10.9.0.0/24"), ports={7714: 80}, hostname="two") as two:
     assert two.addresses() == address
     serve(two, "80/tcp")
     print([ask("", "127.0.0.1", port, "tcp", patience)[:3] for port, patience in ((7711, 1), (7714, 5))])
@@ -352,10 +352,10 @@ def test_others_who_change_their_rules_all_the_time_keep_no_start_from_publishin
     code = """
 import threading
 done = threading.Event()
-def change():
+def change(table):
     while not done.is_set():
-        sh("nft", "add", "table", "ip", "theirs"); sh("nft", "delete", "table", "ip", "theirs")
-threads = [threading.Thread(target=change) for _ in range(2)]
+        sh("nft", "add", "table", "ip", table); sh("nft", "delete", "table", "ip", table)
+threads = [threading.Thread(target=change, args=(table,)) for table in ("theirs", "others")]
 for thread in threads: thread.start()
 result = []
 try:
