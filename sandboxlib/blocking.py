@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from sandboxlib import quantity
+from sandboxlib.doors import doors
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
 from sandboxlib.engine.bounds import ENTRIES
@@ -36,6 +37,7 @@ Env = Mapping[str, str | None]
 Stream = int | IO[Any] | None
 
 
+@doors
 class Sandbox(FromImage):
     """
     A sandbox: a context manager that starts it and removes it without a trace.

@@ -16,6 +16,7 @@ import attrs
 from sandboxlib import cgroup_fields as read
 from sandboxlib import quantity
 from sandboxlib.cgroup_fields import Bandwidth, DeviceRule, Limit, Partition
+from sandboxlib.doors import door
 from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.host import CGroupHost
 
@@ -195,6 +196,7 @@ class CGroup:
             fields["cpu_weight"] = None
         return attrs.evolve(self, **fields) if fields else self
 
+    @door
     def open(self) -> OpenCGroup:
         """
         Make the group; it lives until it is closed, and works with any process.

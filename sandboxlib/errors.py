@@ -142,15 +142,24 @@ class KernelError(SandboxError, OSError):
         self.step = step
         name = call.split("(", 1)[0].strip()
         self.hint = hint or HINTS.get((name, errno), "")
+        super().__init__(errno, call)
+        self._tell(errno)
+
+    def _tell(self, errno: int) -> None:
         code = _errno.errorcode.get(errno, str(errno))
-        text = f"{step}: {call}" if step else call
+        text = f"{self.step}: {self.call}" if self.step else self.call
         text = f"{text}: {os.strerror(errno)} ({code})"
         self._text = printable(f"{text}; hint: {self.hint}" if self.hint else text)
-        super().__init__(errno, self._text)
         # Set here, for with a __new__ of its own OSError leaves them alone.
         self.args = (errno, self._text)
         self.errno = errno
         self.strerror = self._text
+
+    def tell(self, step: str) -> None:
+        """Have it say what it was for, where it does not yet."""
+        if not self.step and self.errno is not None:
+            self.step = step
+            self._tell(self.errno)
 
     def __reduce__(self) -> tuple[object, ...]:
         return KernelError, (self.errno, self.call, self.step, self.hint), {"filename": self.filename}

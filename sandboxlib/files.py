@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sandboxlib.doors import doors
 from sandboxlib.engine.bounds import COPIED, ENTRIES, READ
 from sandboxlib.engine.waiter import complete
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
+@doors
 class Files:
     """
     Files inside a live sandbox; the attribute ``files`` of a `Sandbox`.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
+from sandboxlib.doors import doors
 from sandboxlib.engine.waiter import complete
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from sandboxlib.images import Image
 
 
+@doors
 class FromImage:
     """A part of `sandboxlib.Sandbox`."""
 

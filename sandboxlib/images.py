@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
+from sandboxlib.doors import door, doors
 from sandboxlib.engine import images
 from sandboxlib.engine.waiter import BLOCKING
 
@@ -25,6 +26,7 @@ _List = list
 
 
 @attrs.frozen(eq=False, repr=False)
+@doors
 class AnyImage:
     """
     What an image is; the faces add its verbs.
@@ -72,6 +74,7 @@ class AnyImage:
         return f"<{type(self).__name__} {self.reference or self.digest}>"
 
 
+@doors
 class Image(AnyImage):
     """
     An image in this user's store.
@@ -255,6 +258,7 @@ class Image(AnyImage):
         save([self], path, format=format)
 
 
+@door
 def save(chosen: Sequence[AnyImage], path: Path, *, format: str = "oci") -> None:
     """Write several images to one archive; as `Image.save`."""
     images.save([(image.reference, image.digest) for image in chosen], path, format, BLOCKING.check)

@@ -16,6 +16,7 @@ from typing import Literal, cast
 import attrs
 
 from sandboxlib import quantity
+from sandboxlib.doors import door
 from sandboxlib.errors import SpecError
 from sandboxlib.namespace import choice, flag
 
@@ -217,6 +218,7 @@ class Volume:
         )
 
     @classmethod
+    @door
     def list(cls) -> tuple[Volume, ...]:
         """Return all volumes of this user, by name."""
         from sandboxlib.engine.volumes import list_volumes
@@ -224,6 +226,7 @@ class Volume:
         return list_volumes()
 
     @classmethod
+    @door
     def prune(cls) -> tuple[str, ...]:
         """Remove all volumes that no sandbox uses; return their names."""
         from sandboxlib.engine.volumes import prune_volumes
@@ -231,6 +234,7 @@ class Volume:
         return prune_volumes()
 
     @classmethod
+    @door
     def remove(cls, name: str) -> None:
         """
         Remove the volume *name* and all that is in it.
@@ -245,6 +249,7 @@ class Volume:
         remove_volume(checked)
 
     @property
+    @door
     def path(self) -> str:
         """Where its files lie on the host; worked out from the name, whether or not it was made yet."""
         from sandboxlib.engine.volumes import volume_path

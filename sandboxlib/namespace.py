@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 import attrs
 
 from sandboxlib import quantity
+from sandboxlib.doors import door
 from sandboxlib.errors import KernelError, SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class Namespace:
         return cls(kind, mode="host")
 
     @classmethod
+    @door
     def of(cls, target: object, kind: str) -> Namespace:
         """
         Return the namespace that *target* is in now, to be joined or compared.
@@ -194,6 +196,7 @@ class Namespace:
         """The number of the namespace, as ``readlink /proc/<pid>/ns/<kind>`` shows it; None if not known."""
         return None if self.identity is None else self.identity[1]
 
+    @door
     def open(self) -> OpenNamespace:
         """
         Make or join the namespace alone, without a sandbox.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import attrs
 
 from sandboxlib import addresses, quantity
+from sandboxlib.doors import door
 from sandboxlib.errors import SpecError
 from sandboxlib.mount import named
 from sandboxlib.namespace import Namespace, choice, flag, items
@@ -322,6 +323,7 @@ class Network:
         """
         return cls("vxlan", name=name, vni=vni, peers=peers, local=local)
 
+    @door
     def open(self) -> OpenNetwork:
         """
         Make the network alone, without a sandbox.

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sandboxlib import quantity
+from sandboxlib.doors import doors
 from sandboxlib.engine.process import Process as EngineProcess
 from sandboxlib.engine.waiter import BLOCKING, complete
 from sandboxlib.errors import SpecError, StateError, TimeoutExpired
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sandboxlib.engine.terminal import Terminal
 
 
+@doors
 class Process:
     """
     A command that runs in a sandbox; made by `Sandbox.popen`.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import attrs
 
 from sandboxlib import quantity
+from sandboxlib.doors import door
 from sandboxlib.errors import SpecError
 from sandboxlib.merged import Folder, Merged
 from sandboxlib.mount import below
@@ -284,6 +285,7 @@ class Rootfs:
             readonly=readonly,
         )
 
+    @door
     def open(self) -> OpenRootfs:
         """
         Mount the tree alone, without a sandbox.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sandboxlib.blocking import Args, Sandbox
+from sandboxlib.doors import door
 from sandboxlib.result import Completed
 
 
+@door
 def run(args: Args, **options: Any) -> Completed:
     """
     Run one command in a sandbox of its own.

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import trio
 
 from sandboxlib import quantity
+from sandboxlib.doors import door, doors
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
 from sandboxlib.engine.bounds import ENTRIES
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sandboxlib.trio_images import AsyncImage
 
 
+@doors
 class AsyncSandbox:
     r"""
     A sandbox in a trio program: an asynchronous context manager; arguments as `Sandbox`.
@@ -332,6 +334,7 @@ class AsyncSandbox:
         return f"<AsyncSandbox {state}>"
 
 
+@door
 async def run(args: Args, **options: Any) -> Completed:
     """Run one command in a sandbox of its own; options are those of `AsyncSandbox.run` and `AsyncSandbox`."""
     mine = {name: options.pop(name) for name in tuple(options) if name in _RUN_OPTIONS}

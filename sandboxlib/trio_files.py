@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sandboxlib.doors import doors
 from sandboxlib.engine import files
 from sandboxlib.engine.bounds import COPIED, ENTRIES, READ
 from sandboxlib.engine.copy_in import copy_in
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sandboxlib.engine.sandbox import Engine
 
 
+@doors
 class AsyncFiles:
     """
     Files inside a live sandbox; the attribute ``files`` of an `AsyncSandbox`.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
+from sandboxlib.doors import doors
 from sandboxlib.engine import images
 from sandboxlib.images import AnyImage, OnProgress, Path
 from sandboxlib.trio_waiter import TRIO
@@ -26,6 +27,7 @@ def _here(on_progress: OnProgress | None) -> OnProgress | None:
     return lambda event: trio.from_thread.run_sync(on_progress, event)
 
 
+@doors
 class AsyncImage(AnyImage):
     """
     An image in this user's store; attributes and verbs as `Image`.

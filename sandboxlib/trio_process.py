@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import trio
 
 from sandboxlib import quantity
+from sandboxlib.doors import doors
 from sandboxlib.engine.lines import Lines
 from sandboxlib.engine.pipes import CHUNK, Fd, dup
 from sandboxlib.engine.process import Process as EngineProcess
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
 
+@doors
 class Output(trio.abc.ReceiveStream):
     """
     What a command writes, as a stream; nothing is read ahead of who receives it.
@@ -94,6 +96,7 @@ class _LineIterator(AsyncIterator[Any]):
         return self._ready.popleft()
 
 
+@doors
 class AsyncProcess:
     """
     A command that runs in a sandbox; made by `AsyncSandbox.popen`.

@@ -12,6 +12,7 @@ import struct
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from sandboxlib.doors import doors
 from sandboxlib.engine.current import program
 from sandboxlib.engine.join import open_namespace as open_joined
 from sandboxlib.engine.making import Recipe, end, make
@@ -89,6 +90,7 @@ def _namespace(value: Namespace, host: Host) -> Recipe:
     return Recipe(flags, tuple(child))
 
 
+@doors
 class OpenNamespace:
     """
     A namespace that exists for as long as this is open; made by `Namespace.open`.
@@ -206,6 +208,7 @@ def _existing(value: Namespace) -> Fd:
 # ---- networks -----------------------------------------------------------------------------
 
 
+@doors
 class OpenNetwork:
     """
     A network that exists for as long as this is open; made by `Network.open`.

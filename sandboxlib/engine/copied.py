@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.errors import UnsupportedError
 from sandboxlib.image.merge import Shift, dress, merge
+from sandboxlib.kernel.syscall import failed
 from sandboxlib.merged import Folder, Merged
 from sandboxlib.plan.ids import id_map, more_of
 from sandboxlib.plan.overlay import BASE, COVER
@@ -91,9 +92,7 @@ def _copy(spec: SandboxSpec, host: Host, folder: str, shift: Shift, cancelled: C
         os.close(os.open(f"{folder}/{MARKER}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         time.sleep(_TICK)
     except OSError as error:
-        if isinstance(error, KernelError):
-            raise
-        raise KernelError(error.errno or 0, f'copy("{folder}")', "copy the layers") from None
+        raise failed(error, f'copy("{folder}")', "copy the layers") from None
     finally:
         for fd in fds:
             os.close(fd)
@@ -158,9 +157,7 @@ def since(folder: int) -> int:
     try:
         return os.stat(MARKER, dir_fd=folder).st_ctime_ns
     except OSError as error:
-        raise KernelError(
-            error.errno or 0, f'fstatat({folder}, "{MARKER}")', "see what has changed"
-        ) from None
+        raise failed(error, f'fstatat({folder}, "{MARKER}")', "see what has changed") from None
 
 
 __all__ = ["as_is", "copy_layers", "shifted", "since"]

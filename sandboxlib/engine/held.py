@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from sandboxlib.doors import doors
 from sandboxlib.engine import bridges, resolver, teardown
 from sandboxlib.engine.alone import OpenNamespace, OpenNetwork
 from sandboxlib.engine.current import program
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sandboxlib.network import Network
 
 
+@doors
 class OpenBridge(OpenNetwork):
     """
     A bridge; made by `Network.open`. Sandboxes that name it come and go meanwhile.

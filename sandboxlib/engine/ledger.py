@@ -24,6 +24,7 @@ import attrs
 
 from sandboxlib.errors import KernelError, NetworkError
 from sandboxlib.kernel.descriptor import Fd, openat
+from sandboxlib.kernel.syscall import failed
 
 _LOCK, _BOOK = "lock", "book"
 _FOLDER = "networks-"
@@ -229,7 +230,7 @@ class Book:
                 file.write(text)
             os.rename(f"{path}.new", path)
         except OSError as error:
-            raise KernelError(error.errno or 0, f'write("{path}")', "the book of networks") from None
+            raise failed(error, f'write("{path}")', "the book of networks") from None
 
 
 #: The values of each, in order; what attrs has for it is slower by far, and there may be hundreds.
@@ -306,10 +307,8 @@ def _lock(where: str) -> Fd:
                 fd.close()
                 raise
             fd.close()
-    except KernelError:
-        raise
     except OSError as error:
-        raise KernelError(error.errno or 0, f'flock("{where}/{_LOCK}")', "the book of networks") from None
+        raise failed(error, f'flock("{where}/{_LOCK}")', "the book of networks") from None
 
 
 def _wait_for(fd: int, where: str, until: float) -> None:
@@ -386,7 +385,7 @@ def clear(where: str) -> None:
     except OSError as error:
         # Somebody who waited has begun a new one.
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-            raise KernelError(error.errno or 0, f'rmdir("{where}")', "the book of networks") from None
+            raise failed(error, f'rmdir("{where}")', "the book of networks") from None
 
 
 __all__ = [

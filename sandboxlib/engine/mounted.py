@@ -10,6 +10,7 @@ import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from sandboxlib.doors import doors
 from sandboxlib.engine.current import program, resolve
 from sandboxlib.engine.making import Recipe, end, make
 from sandboxlib.engine.planning import asks_for_image
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sandboxlib.rootfs import Rootfs
 
 
+@doors
 class OpenRootfs:
     """
     A file tree that is mounted for as long as this is open; made by `Rootfs.open`.

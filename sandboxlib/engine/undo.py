@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from sandboxlib.doors import told
 from sandboxlib.errors import SandboxError
 
 Step = Callable[[], Awaitable[object]]
@@ -43,6 +44,11 @@ class Undo:
                 for step in list(self._left):
                     try:
                         await step()
+                    except OSError as error:
+                        found = told(error, "close()")
+                        if not isinstance(found, SandboxError):
+                            raise  # a signal handler's
+                        problems.append(found)
                     except SandboxError as problem:
                         problems.append(problem)
                     else:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from sandboxlib.engine import helpers, hosts
 from sandboxlib.engine.ports import Taken
-from sandboxlib.errors import KernelError, NetworkError, SandboxError
+from sandboxlib.errors import NetworkError, SandboxError
 from sandboxlib.kernel import routes
 from sandboxlib.kernel.descriptor import Fd, pidfd_open, socket_of
 from sandboxlib.kernel.netlink import carry_out
 from sandboxlib.kernel.owner import PREFIX, is_dead
+from sandboxlib.kernel.syscall import failed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,9 +86,7 @@ class Userland:
             )
             self._resolver(helpers.programs(self._host)[0])
         except OSError as error:
-            raise KernelError(
-                error.errno or 0, f'open("{self._path("hosts")}")', "files of the network"
-            ) from None
+            raise failed(error, f'open("{self._path("hosts")}")', "files of the network") from None
         self._ports.take(self._spec.ports, ipv6=False)
         self.values = {"hosts": self._path("hosts"), "resolv": self._path("resolv")}
 

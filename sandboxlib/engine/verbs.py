@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from math import inf
@@ -212,9 +213,15 @@ def check_limits(limits: object, *, popen: bool = False) -> None:
 
 
 def stats(engine: Engine) -> Stats:
-    """What it uses now."""
+    """What it uses now. Raises: StateError: It has ended."""
     engine.check()
-    network = _network(engine)
+    try:
+        network = _network(engine)
+    except OSError as error:
+        # Of a process that is no more, whether or not somebody has asked for its status yet.
+        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
+            raise
+        raise StateError(f"the sandbox has ended: {engine.how_ended()}") from None
     if engine.group is None:
         return Stats(None, None, None, None, network)
     return engine.group.stats()._replace(network=network)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from sandboxlib.errors import KernelError, SandboxError, SpecError
+from sandboxlib.errors import SandboxError, SpecError
+from sandboxlib.kernel.syscall import failed
 
 #: What stands for standard input where a path is asked for, as in docker load.
 STDIN = "-"
@@ -86,7 +87,7 @@ class Archive(io.RawIOBase):
             except OSError as error:
                 if isinstance(error, SandboxError):
                     raise
-                raise KernelError(error.errno or 0, f'read("{self.name}")', "read an archive") from None
+                raise failed(error, f'read("{self.name}")', "read an archive") from None
             if data is None:
                 continue  # a file that does not block, and somebody else was quicker
             if not isinstance(data, bytes):
@@ -145,7 +146,7 @@ def opened(source: Any, field: str, cancelled: Callable[[], None]) -> Iterator[s
     except (FileNotFoundError, ValueError):
         raise SpecError(field, source, "a path that exists") from None
     except OSError as error:
-        raise KernelError(error.errno or 0, f'open("{path}")', "read an archive") from None
+        raise failed(error, f'open("{path}")', "read an archive") from None
     with open(fd, "rb", buffering=-1 if stat.S_ISREG(os.fstat(fd).st_mode) else 0) as file:
         yield Archive(file, path, field, cancelled)
 

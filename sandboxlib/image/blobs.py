@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, BinaryIO
 
 from sandboxlib.errors import ImageError
@@ -19,8 +19,10 @@ from sandboxlib.image import locks
 from sandboxlib.image.locks import Cancelled, never
 from sandboxlib.image.model import Descriptor, check_digest
 from sandboxlib.kernel.descriptor import openat, private
+from sandboxlib.kernel.syscall import failed
 
 _CHUNK = 1 << 20
+_WHY = "write to the store of images"
 Write = Callable[[bytes], object]
 #: Gets what to write to, and how much is there already, and appends the rest.
 Download = Callable[["Sink", int], None]
@@ -71,11 +73,24 @@ class Blobs:
             )
         return raw
 
-    def scratch(self) -> IO[bytes]:
-        """A file without a name on the store's disk, to write to and read; it goes when it is closed."""
+    def spooled(self, pieces: Iterable[bytes]) -> IO[bytes]:
+        """A file on the store's disk to read these *pieces* from; without a name, it goes as it is closed."""
         import tempfile
 
-        return tempfile.TemporaryFile(dir=self._partial)
+        with _writing(self._partial):
+            file = tempfile.TemporaryFile(dir=self._partial)  # noqa: SIM115 - the caller closes it
+        try:
+            for piece in pieces:
+                with _writing(self._partial):
+                    file.write(piece)
+            with _writing(self._partial):
+                file.seek(0)
+        except BaseException:
+            # It writes what is left once more, and says again that it cannot.
+            with contextlib.suppress(OSError):
+                file.close()
+            raise
+        return file
 
     def add(self, raw: bytes) -> str:
         """Put some bytes there; returns their digest."""
@@ -88,13 +103,14 @@ class Blobs:
         size = 0
         name = os.path.join(self._partial, f"new-{os.getpid()}-{os.urandom(8).hex()}")
         with self._fresh(name) as fd:
-            with open(fd, "wb", closefd=False) as file:
+            with _written(fd, name) as file:
 
                 def write(data: bytes) -> int:
                     nonlocal size
                     found.update(data)
                     size += len(data)
-                    return file.write(data)
+                    with _writing(name):
+                        return file.write(data)
 
                 fill(write)
             digest = f"sha256:{found.hexdigest()}"
@@ -105,7 +121,7 @@ class Blobs:
     def _fresh(self, name: str) -> Iterator[int]:
         """A new file *name*, open and locked: nobody takes it for a remainder. It goes with an exception."""
         try:
-            with private(openat(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)) as fd:
+            with private(openat(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, why=_WHY)) as fd:
                 locks.try_(fd)
                 yield fd
         except BaseException:
@@ -114,16 +130,17 @@ class Blobs:
             raise
 
     def _finish(self, fd: int, name: str, digest: str) -> None:
-        os.fsync(fd)
         target = self.file(digest)
         folder = os.path.dirname(target)
-        if not os.path.isdir(folder):
-            os.makedirs(folder, exist_ok=True)
-            sync_folder(os.path.dirname(folder))
-        os.rename(name, target)
-        # Not before: who has to go on with it after a kill must be able to write to it.
-        os.fchmod(fd, 0o444)
-        sync_folder(folder)
+        with _writing(target):
+            os.fsync(fd)
+            if not os.path.isdir(folder):
+                os.makedirs(folder, exist_ok=True)
+                sync_folder(os.path.dirname(folder))
+            os.rename(name, target)
+            # Not before: who has to go on with it after a kill must be able to write to it.
+            os.fchmod(fd, 0o444)
+            sync_folder(folder)
 
     def fetch(
         self,
@@ -154,21 +171,21 @@ class Blobs:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name)
                 return False
-            if not _filled(fd, descriptor, download, cancelled):
+            if not _filled(fd, name, descriptor, download, cancelled):
                 # What was there from before was not what it should be; that is no fault of the sender's.
-                _filled(fd, descriptor, download, cancelled)
+                _filled(fd, name, descriptor, download, cancelled)
             self._finish(fd, name, digest)
         return True
 
 
-def _filled(fd: int, descriptor: Descriptor, download: Download, cancelled: Cancelled) -> bool:
+def _filled(fd: int, name: str, descriptor: Descriptor, download: Download, cancelled: Cancelled) -> bool:
     """
     Download what is missing in *fd*; False if what was there from before has spoilt it.
 
     Raises:
         ImageError: All of it came here, and is wrong.
     """
-    sink = Sink(fd, descriptor, cancelled)
+    sink = Sink(fd, descriptor, cancelled, name)
     found = sink.offset
     try:
         if sink.offset < descriptor.size:
@@ -191,8 +208,9 @@ class Sink:
         restarted: Nothing of it is from before any more.
     """
 
-    def __init__(self, fd: int, descriptor: Descriptor, cancelled: Cancelled) -> None:
+    def __init__(self, fd: int, descriptor: Descriptor, cancelled: Cancelled, name: str = "") -> None:
         self._fd = fd
+        self._name = name
         self._wanted = descriptor
         self._hash = hashlib.new(descriptor.digest.partition(":")[0])
         self.offset = 0
@@ -213,7 +231,8 @@ class Sink:
         self._hash.update(data)
         view = memoryview(data)
         while view:
-            written = os.pwrite(self._fd, view, self.offset)
+            with _writing(self._name):
+                written = os.pwrite(self._fd, view, self.offset)
             self.offset += written
             view = view[written:]
         return size
@@ -244,27 +263,56 @@ def _hash(like: str, raw: bytes) -> str:
     return f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}"
 
 
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise failed(error, f'write("{path}")', _WHY) from None
+
+
+@contextlib.contextmanager
+def _written(fd: int, path: str) -> Iterator[BinaryIO]:
+    """A file that writes to *fd*, borrowed; all of it is there afterwards."""
+    file = open(fd, "wb", closefd=False)  # noqa: SIM115 - it is closed either way
+    try:
+        yield file
+    except BaseException:
+        # It writes what is left once more, and says again that it cannot.
+        with contextlib.suppress(OSError):
+            file.close()
+        raise
+    with _writing(path):
+        file.close()
+
+
 def sync_folder(path: str) -> None:
     """Have the names in a folder on disk."""
-    with openat(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+    with openat(path, os.O_RDONLY | os.O_DIRECTORY, why=_WHY) as fd:
         os.fsync(fd)
 
 
 def write_file(path: str, raw: bytes, partial: str) -> None:
-    """Write a small file in one go, by way of the folder *partial* on the same file system."""
+    """
+    Write a small file in one go, by way of the folder *partial* on the same file system.
+
+    Raises:
+        KernelError: It cannot be written, and is as it was.
+    """
     name = os.path.join(partial, f"new-{os.getpid()}-{os.urandom(8).hex()}")
-    try:
-        with private(openat(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)) as fd:
-            locks.try_(fd)
-            with open(fd, "wb", closefd=False) as file:
-                file.write(raw)
-            os.fsync(fd)
-            os.rename(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    sync_folder(os.path.dirname(path))
+    with _writing(path):
+        try:
+            with private(openat(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, why=_WHY)) as fd:
+                locks.try_(fd)
+                with open(fd, "wb", closefd=False) as file:
+                    file.write(raw)
+                os.fsync(fd)
+                os.rename(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        sync_folder(os.path.dirname(path))
 
 
 __all__ = ["Blobs", "Download", "Sink", "sync_folder", "write_file"]

@@ -18,7 +18,6 @@ from typing import final
 
 from sandboxlib.errors import (
     ImageError,
-    KernelError,
     SandboxError,
     ViolationError,
 )
@@ -28,6 +27,7 @@ from sandboxlib.image.owner import Owner, OwnerError
 from sandboxlib.image.policy import Policy
 from sandboxlib.image.source import Source
 from sandboxlib.image.tarstream import Entry, shown
+from sandboxlib.kernel.syscall import failed
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -102,7 +102,7 @@ class Extractor:
                     "a subordinate id for it",
                     "give the user a larger range in /etc/subuid and /etc/subgid",
                 ) from None
-            raise KernelError(error.errno or 0, call, "unpack a layer") from None
+            raise failed(error, call, "unpack a layer") from None
 
     def _make(self, entry: Entry, data: Iterable[bytes | memoryview]) -> None:
         parts = parts_of(entry.name)

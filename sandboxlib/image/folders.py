@@ -15,10 +15,11 @@ import stat
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from sandboxlib.errors import ImageError, KernelError, ViolationError
+from sandboxlib.errors import ImageError, ViolationError
 from sandboxlib.image import attributes
 from sandboxlib.image.tarstream import shown
 from sandboxlib.kernel.files import openat2
+from sandboxlib.kernel.syscall import failed
 
 #: PATH_MAX and NAME_MAX, without and with the zero at the end: limits.h.
 LONGEST_PATH = 4095
@@ -306,7 +307,7 @@ class Folders:
         except OSError as error:
             call = f'setxattr("{shown(path)}", "{self._mark}", "y")'
             hint = "the store has to be on a file system with extended attributes of this kind"
-            raise KernelError(error.errno or 0, call, "hide what is below a folder", hint) from None
+            raise failed(error, call, "hide what is below a folder", hint) from None
         self.opaque.add(path)
 
     def _hide_all(self) -> None:
@@ -355,7 +356,7 @@ class Folders:
             try:
                 fd = os.open(name or b".", _LISTED, dir_fd=self.fds[parent])
             except OSError as error:
-                raise KernelError(error.errno or 0, f'open("{shown(path)}")', "finish a folder") from None
+                raise failed(error, f'open("{shown(path)}")', "finish a folder") from None
             try:
                 os.utime(fd, ns=(folder.mtime, folder.mtime))
                 os.fchmod(fd, folder.mode)

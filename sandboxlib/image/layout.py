@@ -12,11 +12,11 @@ import os
 import msgspec
 
 from sandboxlib.errors import ImageError
-from sandboxlib.image import model
+from sandboxlib.image import model, reserve
 from sandboxlib.image.blobs import sync_folder, write_file
 
 _FOLDERS = ("blobs/sha256", "layers", "leases", "locks", "origins", "partial", "removed")
-_OURS = {folder.partition("/")[0] for folder in _FOLDERS} | {"index.json", "oci-layout"}
+_OURS = {folder.partition("/")[0] for folder in _FOLDERS} | {"index.json", "oci-layout", reserve.NAME}
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 

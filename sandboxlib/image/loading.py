@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import msgspec
 
-from sandboxlib.errors import ImageError, KernelError, SpecError, ViolationError
+from sandboxlib.errors import ImageError, SpecError, ViolationError
 from sandboxlib.image import model
 from sandboxlib.image.archive import Archive, Given, opened
 from sandboxlib.image.compression import SNIFFED, compressed, sniff
@@ -25,6 +25,7 @@ from sandboxlib.image.model import Descriptor, DockerImage, Index, Manifest
 from sandboxlib.image.saving import copy
 from sandboxlib.image.source import inflated
 from sandboxlib.image.store import name_of
+from sandboxlib.kernel.syscall import failed
 from sandboxlib.reference import Reference
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ def load(store: Store, source: Given, cancelled: Cancelled) -> list[tuple[str, D
             with _plain_tar(store, given, cancelled) as tar, store.growing():
                 return _load(store, _Tar(tar, path), path, cancelled)
     except OSError as error:
-        if isinstance(error, KernelError):
-            raise
-        raise KernelError(error.errno or 0, f'open("{path}")', "load an image") from None
+        raise failed(error, f'open("{path}")', "load an image") from None
 
 
 @contextmanager
@@ -151,12 +150,8 @@ def _plain_tar(store: Store, given: Archive, cancelled: Cancelled) -> Iterator[t
             yield tar
         return
     # Compressed as a whole, or from a pipe: what is in it cannot be gone to and fro in.
-    with store.scratch() as plain:
-        for piece in inflated(given, path, cancelled):
-            plain.write(piece)
-        plain.seek(0)
-        with _tar(plain, path) as tar:
-            yield tar
+    with store.spooled(inflated(given, path, cancelled)) as plain, _tar(plain, path) as tar:
+        yield tar
 
 
 def _tar(file: IO[bytes], path: str) -> tarfile.TarFile:

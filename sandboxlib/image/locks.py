@@ -41,7 +41,7 @@ def take(path: str, *, shared: bool = False, cancelled: Cancelled = never, into:
     """
     pause, fd = 0.005, private(Fd()) if into is None else into
     while True:
-        openat(path, _FLAGS, 0o600, why="a lock", into=fd)
+        openat(path, _FLAGS, 0o600, why="wait for other programs", into=fd)
         # There is no waiting for a lock that something else can end.
         while not try_(fd.fileno(), shared=shared):
             cancelled()

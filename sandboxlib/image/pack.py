@@ -17,7 +17,7 @@ from typing import final
 
 import attrs
 
-from sandboxlib.errors import ImageError, KernelError, SandboxError, SpecError, StateError
+from sandboxlib.errors import ImageError, SandboxError, SpecError, StateError
 from sandboxlib.image import attributes, tarstream
 from sandboxlib.image.extract import OPAQUE, WHITEOUT
 from sandboxlib.image.folders import LONGEST_PATH, OpenFolders, is_whiteout
@@ -27,6 +27,7 @@ from sandboxlib.image.source import nothing
 from sandboxlib.image.tarstream import Entry, shown
 from sandboxlib.image.tarwrite import TarWriter
 from sandboxlib.kernel.files import openat2
+from sandboxlib.kernel.syscall import failed
 
 #: (uid, gid) as they are on disk, and as a layer has them. Raises: LookupError: Nobody has this number there.
 Shift = Callable[[int, int], tuple[int, int]]
@@ -165,7 +166,7 @@ def pack_here(
         raise
     except OSError as error:
         call = f'pack "{shown(packer.current)}"'
-        raise KernelError(error.errno or 0, call, "pack a layer") from None
+        raise failed(error, call, "pack a layer") from None
     finally:
         packer.folders.close()
 

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from sandboxlib.errors import ImageError, StateError
-from sandboxlib.image import locks, model, origins, trees
+from sandboxlib.errors import ImageError, KernelError, StateError
+from sandboxlib.image import locks, model, origins, reserve, trees
 from sandboxlib.image.owner import Owner
+from sandboxlib.image.reserve import FULL
 from sandboxlib.image.store import name_of
 from sandboxlib.kernel.descriptor import openat
 
@@ -58,22 +59,41 @@ def drop(store: Store, name: str) -> bool:
         return False
     by_name, image = found
     with store.shrinking():
-        with store.changing() as entries:
-            if by_name:
-                left = [each for each in entries if name_of(each) != by_name]
-            else:
-                left = [each for each in entries if each.digest != image.digest]
-            if len(left) == len(entries):
-                return False
-            stays = any(each.digest == image.digest for each in left)
-            if not stays and _reaches(store, image) & store.leased():
-                raise StateError(f"the image {name} is in use: a sandbox begins with it, or it is being sent")
-            entries[:] = left
+        entries = store.index()
+        if by_name:
+            left = [each for each in entries if name_of(each) != by_name]
+        else:
+            left = [each for each in entries if each.digest != image.digest]
+        if len(left) == len(entries):
+            return False
+        used = store.leased()
+        if not any(each.digest == image.digest for each in left) and _reaches(store, image) & used:
+            raise StateError(f"the image {name} is in use: a sandbox begins with it, or it is being sent")
         # Only what this image alone needed: what else has no name is prune's.
-        mine = store.needed(image, whole=False)
-        gone = _take_out(store, kept=_kept(store, store.index()) | store.leased(), only=mine)
+        gone = _leave(store, left, used, only=store.needed(image, whole=False))
     _finish(store, gone)
     return True
+
+
+def _leave(store: Store, left: list[Descriptor], used: set[str], *, only: set[str] | None) -> _Gone:
+    """Have these entries in the index, and what nobody needs any more out of the way; the store shrinks."""
+    try:
+        with store.changing() as entries:
+            entries[:] = left
+    except KernelError as error:
+        if error.errno not in FULL:
+            raise
+        # A disk that is full, of an older store for which no room was kept: what goes makes some. Should it
+        # end in between, the index has an image that can be removed once more.
+        gone = _take_out(store, kept=_kept(store, left) | used, only=only)
+        _finish(store, gone)
+        with store.changing() as entries:
+            entries[:] = left
+    else:
+        gone = _take_out(store, kept=_kept(store, left) | used, only=only)
+    # There may be room for that only now.
+    reserve.keep(store.path)
+    return gone
 
 
 def _reaches(store: Store, image: Descriptor) -> set[str]:
@@ -91,11 +111,10 @@ def prune(store: Store, *, every: bool) -> Pruned:
     """Remove images without a name, or all that nobody uses, and whatever no image needs."""
     with store.shrinking():
         used = store.leased()
-        with store.changing() as entries:
-            keep = [each for each in entries if (name_of(each) and not every) or _reaches(store, each) & used]
-            removed = {each.digest for each in entries} - {each.digest for each in keep}
-            entries[:] = keep
-        gone = _take_out(store, kept=_kept(store, keep) | used, only=None)
+        entries = store.index()
+        keep = [each for each in entries if (name_of(each) and not every) or _reaches(store, each) & used]
+        removed = {each.digest for each in entries} - {each.digest for each in keep}
+        gone = _leave(store, keep, used, only=None)
     counted = _finish(store, gone)
     return counted._replace(images=len(removed))
 
@@ -126,12 +145,17 @@ def _take_out(store: Store, *, kept: set[str], only: set[str] | None) -> _Gone:
         if goes(digest):
             size += os.stat(path).st_size
             blobs += 1
-            os.rename(path, os.path.join(removed, f"blob-{os.urandom(8).hex()}"))
+            try:
+                os.rename(path, os.path.join(removed, f"blob-{os.urandom(8).hex()}"))
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                os.unlink(path)
     for key, chain_id, path in each_layer(store):
         if goes(chain_id):
             size += _size(path)
             layers += 1
-            os.rename(path, os.path.join(removed, f"{key}-{os.urandom(8).hex()}"))
+            trees.put_away(store, path, f"{key}-{os.urandom(8).hex()}", owner_of(key, store))
     if only is None:
         for path in _remainders(store):
             size += os.stat(path).st_size if os.path.isfile(path) else 0
@@ -150,7 +174,7 @@ def _finish(store: Store, gone: _Gone) -> Pruned:
             if name.startswith("blob-"):
                 os.unlink(os.path.join(folder, name))
             else:
-                trees.empty(store, name, owner_of(name.rpartition("-")[0], store))
+                trees.empty(folder, name, owner_of(name.rpartition("-")[0], store))
     return Pruned(0, *gone)
 
 

@@ -17,10 +17,11 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from sandboxlib.errors import KernelError, SpecError
+from sandboxlib.errors import SpecError
 from sandboxlib.image import model
 from sandboxlib.image.compression import decompressed
 from sandboxlib.image.model import Descriptor, DockerImage, Index
+from sandboxlib.kernel.syscall import failed
 from sandboxlib.reference import Reference
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def save(
                 kept.enter_context(store.lease(image))
             write(store, chosen, path.rstrip("/"), cancelled)
     except OSError as error:
-        if isinstance(error, KernelError):
-            raise
-        raise KernelError(error.errno or 0, f'open("{path}")', "save an image") from None
+        raise failed(error, f'open("{path}")', "save an image") from None
 
 
 def _index(chosen: Sequence[tuple[str, Descriptor]]) -> bytes:

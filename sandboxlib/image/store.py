@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sandboxlib.errors import ImageError, StateError
-from sandboxlib.image import layout, locks, model, platform, trees
-from sandboxlib.image.blobs import Blobs, write_file
-from sandboxlib.image.leases import Lease, lease, leased
+from sandboxlib.errors import ImageError, KernelError, StateError
+from sandboxlib.image import layout, locks, model, platform, reserve, trees
+from sandboxlib.image.blobs import Blobs
+from sandboxlib.image.leases import Lease, is_leased, lease, lease_blob, leased
 from sandboxlib.image.locks import Cancelled, never
 from sandboxlib.image.model import Descriptor, ImageConfig, Index, Manifest, Platform
 from sandboxlib.reference import Reference, is_digest
@@ -71,7 +71,14 @@ class Store(Blobs):
             ImageError: It is not in the store, or not whole.
         """
         with self.growing():
-            return lease(os.path.join(self.path, "leases"), self.needed(image), into)
+            needed = self.needed(image)
+            leases = os.path.join(self.path, "leases")
+            try:
+                return lease(leases, needed, into)
+            except KernelError as error:
+                if error.errno not in reserve.FULL:
+                    raise
+                return lease_blob(self.file(image.digest), into)
 
     def lease_of(self, digests: Iterable[str]) -> Lease:
         """Keep what has these digests, whether it is there or still to come."""
@@ -80,7 +87,12 @@ class Store(Blobs):
 
     def leased(self) -> set[str]:
         """All digests that somebody uses; to be asked while the store is `shrinking`."""
-        return leased(os.path.join(self.path, "leases"))
+        found = leased(os.path.join(self.path, "leases"))
+        for entry in self.index():
+            for each in (entry, *(self._inner(entry) if entry.media_type in model.INDEXES else ())):
+                if self.holds(each) and is_leased(self.file(each.digest)):
+                    found |= self.needed(each, whole=False)
+        return found
 
     # ---- names ----------------------------------------------------------------------------
 
@@ -108,7 +120,8 @@ class Store(Blobs):
             yield entries
             if tuple(entries) != before or not os.path.exists(os.path.join(self.path, "index.json")):
                 raw = model.encode(Index(2, tuple(entries), media_type=model.OCI_INDEX))
-                write_file(os.path.join(self.path, "index.json"), raw, self._partial)
+                reserve.replace(self.path, raw, self._partial)
+                reserve.keep(self.path)
 
     def names(self) -> list[tuple[str, Descriptor]]:
         """Each name with its image, which may be an index; "" for an image that has none."""

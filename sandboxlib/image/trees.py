@@ -22,14 +22,16 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from sandboxlib.errors import ImageError
+from sandboxlib.errors import ImageError, KernelError
 from sandboxlib.image import locks
 from sandboxlib.image.blobs import write_file
 from sandboxlib.image.locks import Cancelled
 from sandboxlib.image.model import chain_ids
 from sandboxlib.image.owner import Owner, OwnerError
 from sandboxlib.image.progress import Progress
+from sandboxlib.image.reserve import FULL
 from sandboxlib.image.unpack import Policy, Unpacked, owners_of, remove_tree, unpack
+from sandboxlib.kernel.descriptor import openat
 from sandboxlib.kernel.files import sync_filesystem
 from sandboxlib.ranges import Ranges, joined, united
 
@@ -218,12 +220,8 @@ def _unpacked(
 ) -> Unpacked:
     # All that is below is there, so what hides nothing of it would only be seen.
     policy = Policy(whiteouts="useful")
-    with _opened(lowers) as below, store.open_blob(layer.digest) as blob:
-        fd = os.open(target, _FOLDER)
-        try:
-            return unpack(blob, fd, owner, lowers=below, policy=policy, progress=tell, cancelled=cancelled)
-        finally:
-            os.close(fd)
+    with _opened(lowers) as below, store.open_blob(layer.digest) as blob, openat(target, _FOLDER) as fd:
+        return unpack(blob, fd, owner, lowers=below, policy=policy, progress=tell, cancelled=cancelled)
 
 
 def _check_owners(found: Mapping[str, object]) -> None:
@@ -272,15 +270,9 @@ def _note_owner(store: Store, owner: Owner) -> None:
 
 @contextmanager
 def _opened(paths: Sequence[str]) -> Iterator[list[int]]:
-    fds: list[int] = []
-    try:
-        for path in paths:
-            # A place alone: a user may not read what belongs to one of his subordinate IDs.
-            fds.append(os.open(path, _PLACE))  # noqa: PERF401 - what is open is closed if a later one fails
-        yield fds
-    finally:
-        for fd in fds:
-            os.close(fd)
+    with contextlib.ExitStack() as stack:
+        # A place alone: a user may not read what belongs to one of his subordinate IDs.
+        yield [stack.enter_context(openat(path, _PLACE)) for path in paths]
 
 
 def _settle(store: Store, path: str, found: dict[str, object]) -> None:
@@ -288,13 +280,12 @@ def _settle(store: Store, path: str, found: dict[str, object]) -> None:
     note = os.path.join(path, "layer.json")
     if found.get("boot") is None or time.time() - os.stat(note).st_mtime < SETTLED:
         return
-    fd = os.open(path, _FOLDER)
-    try:
+    with openat(path, _FOLDER) as fd:
         sync_filesystem(fd)
-    finally:
-        os.close(fd)
     facts = {name: value for name, value in found.items() if name != "boot"}
-    write_file(note, json.dumps(facts).encode(), os.path.join(store.path, "partial"))
+    # On a disk that is full the next one looks again.
+    with contextlib.suppress(KernelError):
+        write_file(note, json.dumps(facts).encode(), os.path.join(store.path, "partial"))
 
 
 def discard(store: Store, path: str, owner: Owner) -> None:
@@ -307,18 +298,36 @@ def discard(store: Store, path: str, owner: Owner) -> None:
         FileNotFoundError: It is not there.
     """
     name = f"{owner.key}-{os.urandom(8).hex()}"
-    os.rename(path, os.path.join(store.path, "removed", name))
-    empty(store, name, owner)
+    if put_away(store, path, name, owner):
+        empty(os.path.join(store.path, "removed"), name, owner)
 
 
-def empty(store: Store, name: str, owner: Owner) -> None:
-    """Remove *name* in the folder for what is to be removed."""
-    fd = os.open(os.path.join(store.path, "removed"), _FOLDER)
+def put_away(store: Store, path: str, name: str, owner: Owner) -> bool:
+    """
+    Have a layer out of the way, as *name* in the folder for what is to be removed.
+
+    On a disk that is full there may be no room even for a name: then it is removed here, and False returned.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
     try:
+        os.rename(path, os.path.join(store.path, "removed", name))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
         with contextlib.suppress(FileNotFoundError):
-            remove_tree(fd, name, owner)
-    finally:
-        os.close(fd)
+            # From here on it is not whole, should this be as far as it gets.
+            os.unlink(os.path.join(path, "layer.json"))
+        empty(os.path.dirname(path), os.path.basename(path), owner)
+        return False
+    return True
 
 
-__all__ = ["boot", "discard", "empty", "folder", "known", "owners", "unpack_all", "unpack_to"]
+def empty(place: str, name: str, owner: Owner) -> None:
+    """Remove the layer *name* in the folder *place*."""
+    with contextlib.suppress(FileNotFoundError), openat(place, _FOLDER) as fd:
+        remove_tree(fd, name, owner)
+
+
+__all__ = ["boot", "discard", "empty", "folder", "known", "owners", "put_away", "unpack_all", "unpack_to"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from sandboxlib.errors import KernelError, UnsupportedError
+from sandboxlib.errors import UnsupportedError
 from sandboxlib.image import removal
 from sandboxlib.image.compression import Readable
 from sandboxlib.image.extract import Extractor, Policy
@@ -20,6 +20,7 @@ from sandboxlib.image.folders import Folders
 from sandboxlib.image.owner import Owner
 from sandboxlib.image.source import DEFAULT, Limits, Source, nothing
 from sandboxlib.image.tarstream import TarReader
+from sandboxlib.kernel.syscall import failed
 from sandboxlib.ranges import Ranges, ranges
 
 _DEFAULT_POLICY = Policy()
@@ -164,7 +165,7 @@ def remove_here(folder: int, name: str) -> None:
     try:
         removal.remove(folder, os.fsencode(name))
     except OSError as error:
-        raise KernelError(error.errno or 0, f'unlinkat({folder}, "{name}")', "remove a tree") from None
+        raise failed(error, f'unlinkat({folder}, "{name}")', "remove a tree") from None
 
 
 __all__ = ["Limits", "Policy", "Unpacked", "owners_of", "remove_here", "remove_tree", "unpack", "unpack_here"]

@@ -6,7 +6,7 @@ import errno as _errno
 import os
 
 from sandboxlib._native import ffi, lib
-from sandboxlib.errors import KernelError
+from sandboxlib.errors import KernelError, SandboxError
 from sandboxlib.kernel.descriptor import Fd
 
 _MASK = (1 << 64) - 1
@@ -56,15 +56,15 @@ def syscall(name: str, *args: int | bytes | bytearray, call: str = "", into: Fd 
     return int(rv)
 
 
-def failed(error: OSError, call: str, step: str = "") -> OSError:
+def failed(error: OSError, call: str, step: str = "", hint: str = "") -> OSError:
     """
     The `KernelError` for a call of `os` that failed with *error*.
 
     One that no system call has raised is handed back as it is, such as the TimeoutError of a signal handler.
     """
-    if error.errno is None or isinstance(error, KernelError):
+    if error.errno is None or isinstance(error, SandboxError):
         return error
-    return KernelError(error.errno, call, step)
+    return KernelError(error.errno, call, step, hint)
 
 
 def address(buffer: bytes | bytearray) -> int:

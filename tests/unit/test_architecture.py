@@ -33,6 +33,7 @@ LAYERS: dict[str, set[str]] = {
 MEMBERS: dict[str, str] = {
     "errors": "errors",
     "hints": "errors",
+    "doors": "errors",
     "quantity": "values",
     "result": "values",
     "host": "values",

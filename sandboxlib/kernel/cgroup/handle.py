@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from sandboxlib.cgroup import CGroup
+from sandboxlib.doors import doors
 from sandboxlib.kernel.cgroup.drivers import prepare
 from sandboxlib.kernel.cgroup.interface import Events, Group
 from sandboxlib.kernel.cgroup.owner import sweep
@@ -16,6 +17,7 @@ from sandboxlib.kernel.owner import Owner
 from sandboxlib.result import Stats
 
 
+@doors
 class OpenCGroup:
     """
     A group that exists, with its limits in force; closing it kills what is in it.
@@ -88,7 +90,8 @@ class OpenCGroup:
         self._group.add(pid)
 
     def pids(self) -> list[int]:
-        """The processes in it. Raises: KernelError."""
+        """The processes in it. Raises: StateError, KernelError."""
+        self._group.check_open()
         return self._group.pids()
 
     def stats(self) -> Stats:
@@ -144,7 +147,8 @@ class OpenCGroup:
         self._group.thaw()
 
     def kill(self) -> None:
-        """Kill every process, and return when none of them runs. Raises: KernelError."""
+        """Kill every process, and return when none of them runs. Raises: StateError, KernelError."""
+        self._group.check_open()
         self._group.kill()
 
     def close(self) -> None:

@@ -123,6 +123,9 @@ class Group(Protocol):
     def enable_leaves(self) -> None:
         """Pass the controllers on, once no process is left in the group itself. Raises: KernelError."""
 
+    def check_open(self) -> None:
+        """Raises: StateError: It is closed."""
+
     def leaf(self, limits: CGroup | None = None) -> Leaf:
         """
         A group for one command, used again where that cannot be told from a new one.
