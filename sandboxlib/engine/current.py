@@ -17,6 +17,7 @@ from sandboxlib.kernel.limits import Own
 from sandboxlib.kernel.limits import own as own_limits
 from sandboxlib.kernel.owner import Owner, remove_locks
 from sandboxlib.kernel.probe import probe, view
+from sandboxlib.kernel.removal import warn
 from sandboxlib.mount import Mount
 from sandboxlib.plan.ceilings import with_groups
 from sandboxlib.spec import SandboxSpec
@@ -49,11 +50,15 @@ class Program:
         self.children: set[int] = set()
         self.late: set[Launch] = set()
         self._swept = False
-        self._seen: dict[tuple[frozenset[str], str, Own, _Above], Host] = {}
-        self._faults: dict[str, str] = {}
+        # Bounded: a program may bind another file for each of its sandboxes.
+        self._seen = lru_cache(64)(self._see)
+        self._fault = lru_cache(64)(_try_overlay)
         # What programs left that were killed: the kernel frees all but their cgroups.
         run_folder = self.host.run_dir if folders.is_own(self.host.run_dir) else ""
-        sweep(self.host.cgroups, run_folder)
+        try:
+            sweep(self.host.cgroups, run_folder)
+        except KernelError as problem:
+            warn(problem)
 
     async def sweep(self, waiter: Waiter) -> None:
         """Remove what programs left that were killed, but for cgroups; only the first time it is asked to."""
@@ -65,7 +70,10 @@ class Program:
         if any(name.startswith("storage-") for name in names):
             from sandboxlib.engine.storage import sweep as sweep_layers
 
-            await sweep_layers(waiter, self.host)
+            try:
+                await sweep_layers(waiter, self.host)
+            except KernelError as problem:
+                warn(problem)
         if self.host.privileged and any(name.startswith("networks-") for name in names):
             from sandboxlib.engine.teardown import sweep_all
 
@@ -91,13 +99,13 @@ class Program:
             # What another thread or task has found meanwhile is the same, and known to caches.
             if not self.host.cgroups.version:
                 self.host = attrs.evolve(self.host, cgroups=found)
-                self._seen.clear()
+                self._seen.cache_clear()
         return self.host.cgroups
 
     def look_again(self) -> None:
         """What the host shows may have changed since this program began: see what is there now."""
         self.host = attrs.evolve(self.host, view=view())
-        self._seen.clear()
+        self._seen.cache_clear()
 
     def host_for(self, files: frozenset[str] = frozenset(), fault: str = "") -> Host:
         """
@@ -107,18 +115,17 @@ class Program:
             files: Which bind sources are files.
             fault: Why there is no overlay.
         """
-        limits, bounds = own_limits(), _bounds(self.host.cgroups)
-        key = files, fault, limits, bounds
-        if key not in self._seen:
-            self._seen[key] = attrs.evolve(
-                self.host,
-                files=files,
-                overlay_fault=fault,
-                limits=limits.hard,
-                descriptors=limits.descriptors,
-                cgroups=_below(self.host.cgroups, bounds),
-            )
-        return self._seen[key]
+        return self._seen(files, fault, own_limits(), _bounds(self.host.cgroups))
+
+    def _see(self, files: frozenset[str], fault: str, limits: Own, bounds: _Above) -> Host:
+        return attrs.evolve(
+            self.host,
+            files=files,
+            overlay_fault=fault,
+            limits=limits.hard,
+            descriptors=limits.descriptors,
+            cgroups=_below(self.host.cgroups, bounds),
+        )
 
     def overlay_fault(self, storage: str) -> str:
         """
@@ -128,9 +135,7 @@ class Program:
         """
         if storage != "tmpfs" and not os.path.isdir(storage):
             return ""  # a start will make it, or say that it is not there
-        if storage not in self._faults:
-            self._faults[storage] = _try_overlay(storage)
-        return self._faults[storage]
+        return self._fault(storage)
 
 
 def _try_overlay(storage: str) -> str:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from sandboxlib.engine import volumes
 from sandboxlib.engine.outside import GIVEN, outside, remove_below
-from sandboxlib.errors import SpecError, UnsupportedError
+from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.kernel import folders
 from sandboxlib.kernel.descriptor import Fd, openat, private
 from sandboxlib.kernel.owner import PREFIX, is_dead
+from sandboxlib.kernel.removal import each_awaited, warn
 from sandboxlib.kernel.syscall import failed
 from sandboxlib.plan.flags import AT_EMPTY_PATH
 from sandboxlib.plan.overlay import BASE, COVER, driver_of
@@ -90,7 +91,10 @@ class Places:
             elif not self._host.privileged:
                 _check_marks(str(self.values["storage"]), storage)
             # Of programs of earlier times: the links in the run-time folder do not outlive a boot.
-            await sweep_folder(waiter, self._host, storage)
+            try:
+                await sweep_folder(waiter, self._host, storage)
+            except KernelError as problem:
+                warn(problem)
 
     async def _lock(self, waiter: Waiter, spec: SandboxSpec) -> None:
         """Make the volumes of *spec* where they are missing, and keep others from removing them."""
@@ -107,6 +111,11 @@ class Places:
                             args = (GIVEN, "", uid, gid, AT_EMPTY_PATH)
                             why = "the volume is the user's who it was made for"
                             await asked.ask(Call("fchownat", args, why))
+        if self._volumes:
+            try:
+                await volumes.remove_remains(waiter)
+            except KernelError as problem:
+                warn(problem)
 
     def _make(self, storage: str) -> None:
         """Make the folder for a layer below *storage*."""
@@ -172,23 +181,22 @@ async def _remove(waiter: Waiter, host: Host, folder: str, name: str) -> None:
 async def sweep_folder(waiter: Waiter, host: Host, folder: str) -> None:
     """Remove the layers in *folder* whose owner is dead."""
     run_folder = host.run_dir if folders.is_own(host.run_dir) else ""
-    for name in _names(folder):
-        if name.startswith(PREFIX) and is_dead(name, run_folder):
-            await _remove(waiter, host, folder, name)
+    dead = [name for name in _names(folder) if name.startswith(PREFIX) and is_dead(name, run_folder)]
+    await each_awaited(lambda name: _remove(waiter, host, folder, name), dead)
 
 
 async def sweep(waiter: Waiter, host: Host) -> None:
     """Remove the layers on disk whose owner is dead, wherever they are."""
-    for name in _names(host.run_dir):
-        layer = name.removeprefix(_LINK)
-        if layer != name and is_dead(layer, host.run_dir):
-            path = os.path.join(host.run_dir, name)
-            try:
-                folder = os.readlink(path)
-                await _remove(waiter, host, folder, layer)
-                os.unlink(path)
-            except FileNotFoundError:
-                continue  # another program swept it meanwhile
+
+    async def remove(layer: str) -> None:
+        path = os.path.join(host.run_dir, _LINK + layer)
+        with contextlib.suppress(FileNotFoundError):  # another program swept it meanwhile
+            folder = os.readlink(path)
+            await _remove(waiter, host, folder, layer)
+            os.unlink(path)
+
+    layers = [name.removeprefix(_LINK) for name in _names(host.run_dir) if name.startswith(_LINK)]
+    await each_awaited(remove, [layer for layer in layers if is_dead(layer, host.run_dir)])
 
 
 def _names(folder: str) -> list[str]:

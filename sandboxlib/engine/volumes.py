@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 from sandboxlib.engine.current import program
 from sandboxlib.engine.outside import remove_below
 from sandboxlib.engine.waiter import BLOCKING, complete
-from sandboxlib.errors import SpecError, StateError, UnsupportedError
+from sandboxlib.errors import KernelError, SpecError, StateError, UnsupportedError
 from sandboxlib.image import locks
 from sandboxlib.kernel import folders
 from sandboxlib.kernel.descriptor import Fd, openat
 from sandboxlib.kernel.folders import state_folder
+from sandboxlib.kernel.removal import each_awaited, warn
 from sandboxlib.kernel.syscall import failed
 from sandboxlib.mount import Volume, named
+
+if TYPE_CHECKING:
+    from sandboxlib.engine.waiter import Waiter
 
 # No name of a volume begins with a dot.
 _REMOVED, _LOCK = ".removed-", ".lock-"
@@ -138,15 +143,41 @@ def remove_volume(name: str) -> None:
             raise failed(error, f'rename("{path}")', f"volume {name!r}") from None
         finally:
             os.unlink(lock_path)
-    _remove(removed)
+    complete(_remove(BLOCKING, removed))
+    try:
+        complete(remove_remains(BLOCKING))
+    except KernelError as problem:
+        warn(problem)
 
 
-def _remove(name: str) -> None:
-    with (
-        contextlib.suppress(FileNotFoundError),  # another program was quicker
-        openat(folder(), os.O_PATH | os.O_DIRECTORY) as fd,
-    ):
-        complete(remove_below(BLOCKING, program().host, fd, name))
+async def _remove(waiter: Waiter, name: str) -> None:
+    """Remove what was taken out of the way, unless somebody does so already."""
+    lock_path = _lock_of(name)
+    with openat(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, why="remove a volume") as lock:
+        if not locks.try_(lock) or not locks.is_(lock_path, lock):
+            return
+        try:
+            with (
+                contextlib.suppress(FileNotFoundError),  # somebody was quicker
+                openat(folder(), os.O_PATH | os.O_DIRECTORY) as fd,
+            ):
+                await remove_below(waiter, program().host, fd, name)
+        finally:
+            os.unlink(lock_path)
+
+
+async def remove_remains(waiter: Waiter) -> None:
+    """
+    Remove what is left of volumes whose removal was begun, by programs that have ended.
+
+    Raises:
+        KernelError: Something cannot be removed; all else is, and notes tell of what is not.
+    """
+    try:
+        left = [name for name in os.listdir(folder()) if name.startswith(_REMOVED)]
+    except FileNotFoundError:
+        return
+    await each_awaited(lambda name: _remove(waiter, name), left)
 
 
 def prune_volumes() -> tuple[str, ...]:
@@ -158,12 +189,7 @@ def prune_volumes() -> tuple[str, ...]:
         except StateError:
             continue  # in use, or gone already
         gone.append(name)
-    try:
-        left = [name for name in os.listdir(folder()) if name.startswith(_REMOVED)]
-    except FileNotFoundError:
-        left = []
-    for name in left:
-        _remove(name)
+    complete(remove_remains(BLOCKING))
     return tuple(gone)
 
 

@@ -9,15 +9,18 @@ subtracted, and no memory left behind by what ran there before.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from sandboxlib.cgroup import CGroup
-from sandboxlib.errors import StateError
+from sandboxlib.errors import KernelError, StateError
 from sandboxlib.host import CGroupHost
 from sandboxlib.kernel.cgroup import bounds, files, processes
 from sandboxlib.kernel.descriptor import Fd
+from sandboxlib.kernel.removal import each
 from sandboxlib.result import Usage
 
 #: What is accounted for each command, as far as the host has it. The order is that of
@@ -172,20 +175,32 @@ class GroupBase(Generic[L]):
     def removed(self) -> bool:
         """Remove all folders that nobody is in; True if none is left."""
         for folder in list(self.leaf_folders):
-            if files.rmdir(folder):
+            if _gone(folder):
                 self.leaf_folders.discard(folder)
         for folder in list(self.folders):
-            if files.rmdir(folder):
-                self.folders.pop(folder)
+            if _gone(folder):
+                self.folders.pop(folder, None)
         return not (self.leaf_folders or self.folders)
 
-    def remove_rest(self) -> None:
-        """Remove all folders whose processes have been killed. Raises: KernelError: EBUSY."""
-        for folder in list(self.folders):
-            for below in files.tree(folder):
-                processes.remove(below)
-            self.folders.pop(folder)
+    def remove_rest(self, kill: Callable[[str], object]) -> None:
+        """Kill what is left in each folder, and remove it. Raises: KernelError: EBUSY."""
+
+        def end(folder: str) -> None:
+            if os.path.exists(folder):
+                kill(folder)
+                processes.remove_tree(folder)
+            self.folders.pop(folder, None)
+
+        each(end, self.folders)
         self.leaf_folders.clear()
+
+
+def _gone(folder: str) -> bool:
+    """Remove it, if nobody is in it. Why it cannot be removed is told by `GroupBase.remove_rest`."""
+    try:
+        return files.rmdir(folder)
+    except KernelError:
+        return False
 
 
 def _since(now: N | None, start: N | None) -> N | None:

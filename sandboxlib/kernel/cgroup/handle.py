@@ -8,12 +8,14 @@ from typing import Self
 
 from sandboxlib.cgroup import CGroup
 from sandboxlib.doors import doors
+from sandboxlib.errors import KernelError
 from sandboxlib.kernel.cgroup.drivers import prepare
 from sandboxlib.kernel.cgroup.interface import Events, Group
 from sandboxlib.kernel.cgroup.owner import sweep
 from sandboxlib.kernel.cgroup.scope import acquire
 from sandboxlib.kernel.folders import run_folder
 from sandboxlib.kernel.owner import Owner
+from sandboxlib.kernel.removal import warn
 from sandboxlib.result import Stats
 
 
@@ -39,7 +41,10 @@ class OpenCGroup:
     def make(cls, spec: CGroup) -> Self:
         """Make a group for *spec* where this program may. Raises: as `CGroup.open`."""
         host, folder = acquire(), run_folder(os.geteuid())
-        sweep(host, folder)
+        try:
+            sweep(host, folder)
+        except KernelError as problem:
+            warn(problem)
         owner = Owner(folder)
         try:
             owner.hold(owner)

@@ -9,6 +9,7 @@ from sandboxlib.errors import KernelError
 from sandboxlib.host import CGroupHost
 from sandboxlib.kernel.cgroup import files, processes
 from sandboxlib.kernel.owner import PREFIX, is_dead
+from sandboxlib.kernel.removal import each
 
 
 def sweep(host: CGroupHost, run_folder: str) -> int:
@@ -25,30 +26,43 @@ def sweep(host: CGroupHost, run_folder: str) -> int:
         How many folders were removed.
 
     Raises:
-        KernelError: A group of a dead owner cannot be emptied or removed.
+        KernelError: A group of a dead owner cannot be emptied or removed; all others are.
     """
-    dead: list[str] = []
+    dead: dict[str, list[str]] = {}
     for base in dict.fromkeys(host.bases.values()):
-        found = [path for path in files.subgroups(base) if PREFIX in path]
-        dead += [path for path in found if is_dead(os.path.basename(path), run_folder)]
-    if not dead:
-        return 0
-    folders = [folder for path in dead for folder in files.tree(path)]
+        for path in files.subgroups(base):
+            name = os.path.basename(path)
+            if PREFIX in path and (name in dead or is_dead(name, run_folder)):
+                dead.setdefault(name, []).append(path)
+    removed = 0
+
+    def remove(folder: str) -> None:
+        nonlocal removed
+        removed += len(files.tree(folder))
+        processes.remove_tree(folder)
+
+    def end(name: str) -> None:
+        _kill(host, dead[name])
+        each(remove, dead[name])
+
+    each(end, dead)
+    return removed
+
+
+def _kill(host: CGroupHost, paths: list[str]) -> None:
+    """Kill what is in a group: one folder on v2, one for each hierarchy on v1."""
     if host.version == 2:
-        for path in dead:
-            processes.kill_group(path)
-    else:
-        # Each file is in one hierarchy only. Without the one of pids, a fork bomb is
-        # outrun by repetition.
-        for path in (f"{path}/pids.max" for path in dead):
-            _write_if_there(path, "0")
-        for path in (f"{path}/freezer.state" for path in dead):
-            # What is frozen dies when it is thawed; nothing can fork any more.
-            _write_if_there(path, "THAWED")
-        processes.kill_listed([f"{folder}/cgroup.procs" for folder in folders])
+        each(processes.kill_group, paths)
+        return
+    folders = [folder for path in paths for folder in files.tree(path)]
+    # Each file is in one hierarchy only. Without the one of pids, a fork bomb is
+    # outrun by repetition.
+    for path in paths:
+        _write_if_there(f"{path}/pids.max", "0")
     for folder in folders:
-        processes.remove(folder)
-    return len(folders)
+        # What is frozen dies when it is thawed; nothing can fork any more.
+        _write_if_there(f"{folder}/freezer.state", "THAWED")
+    processes.kill_listed([f"{folder}/cgroup.procs" for folder in folders])
 
 
 def _write_if_there(path: str, text: str) -> None:

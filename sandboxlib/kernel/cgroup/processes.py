@@ -130,6 +130,12 @@ def remove(folder: str) -> None:
         raise KernelError(errno.EBUSY, f'rmdir("{folder}")', hint=f"still in it: {_shown(left)}")
 
 
+def remove_tree(folder: str) -> None:
+    """Remove a group and all below it. Raises: as `remove`."""
+    for below in files.tree(folder):
+        remove(below)
+
+
 def _shown(pids: Sequence[int]) -> str:
     return (
         ", ".join(map(str, pids[:20])) + (f" and {len(pids) - 20} more" if len(pids) > 20 else "")

@@ -212,14 +212,13 @@ class Group(GroupBase[Leaf]):
         """Kill what is left and remove the folders."""
         self.closed = True
         with self.lock:
-            if self.removed():
-                return
-            for folder in self.folders:
+            if not self.removed():
                 # A launcher that was killed while it joined may be in some hierarchies only.
-                has_pids = os.path.exists(f"{folder}/pids.max")
-                if os.path.exists(folder):
-                    self.kill_folders(folder, folder if has_pids else None)
-            self.remove_rest()
+                self.remove_rest(
+                    lambda folder: self.kill_folders(
+                        folder, folder if os.path.exists(f"{folder}/pids.max") else None
+                    )
+                )
 
     def _extend(self, controllers: Iterable[str]) -> None:
         """Make the group in more hierarchies, and bring along who is in it."""

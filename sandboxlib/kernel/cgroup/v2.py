@@ -178,8 +178,7 @@ class Group(GroupBase[Leaf]):
                 # On Linux 6.1 the CPUs do not come back with the folder's end, but some time after it.
                 files.write(partition, "member")
             if not self.removed():
-                processes.kill_group(self.folder)
-                self.remove_rest()
+                self.remove_rest(processes.kill_group)
 
     def _freezer(self, state: str) -> None:
         self.check_open()
