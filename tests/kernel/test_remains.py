@@ -16,9 +16,11 @@ from sandboxlib import CGroup, KernelError, Mount, Sandbox, Volume
 from sandboxlib.engine.volumes import folder
 from sandboxlib.host import CGroupHost, Host
 from sandboxlib.kernel.cgroup import create, sweep
+from sandboxlib.kernel.cgroup.common import KEPT
+from sandboxlib.kernel.cgroup.files import subgroups
 from sandboxlib.kernel.owner import PREFIX, owner_token
 
-from groups import RUN_FOLDER, host_fixture, leak_fixture
+from groups import RUN_FOLDER, fresh_name, host_fixture, leak_fixture
 
 pytestmark = pytest.mark.userns
 __all__ = ["host_fixture", "leak_fixture"]
@@ -188,6 +190,27 @@ def test_a_layer_that_cannot_be_removed_keeps_no_other_and_nobody(tmp_path: Path
 
 
 # ---- growth ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cgroup("memory", "pids")
+def test_a_group_does_not_grow_with_each_limit_that_a_command_had(host: CGroupHost) -> None:
+    with create(host, CGroup(pids_max=50), fresh_name()) as group:
+        folders = list(dict.fromkeys(group.paths.values()))
+
+        def leaves() -> int:
+            return max(len(subgroups(path)) for path in folders)
+
+        plain = group.leaf()
+        plain.give_back()
+        for number in range(100):
+            leaf = group.leaf(CGroup(pids_max=number % 40 + 2))
+            leaf.give_back()
+        assert leaves() <= KEPT
+        # Those that were asked for last are there again, and that without limits.
+        before = leaves()
+        for limits in (None, CGroup(pids_max=99 % 40 + 2), CGroup(pids_max=98 % 40 + 2)):
+            group.leaf(limits).give_back()
+            assert leaves() == before
 
 
 def hosts() -> int:

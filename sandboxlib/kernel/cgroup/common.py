@@ -31,6 +31,9 @@ ACCOUNTING = ("pids", "memory", "cpuacct", "io")
 #: lots of 64 pages for each CPU, so that peaks are no more exact than this.
 RESIDUE = 1 << 20
 
+#: How many different limits of commands leaves are kept for.
+KEPT = 16
+
 
 class Counters(NamedTuple):
     """A leaf's counters as the kernel has them; None where nothing counts."""
@@ -103,6 +106,10 @@ class LeafBase:
     def give_back(self) -> None:
         """Put it on the free list, or remove it."""
 
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove it, unless somebody is in it still: then the group does at its end."""
+
 
 L = TypeVar("L", bound=LeafBase)
 N = TypeVar("N", int, float)
@@ -148,8 +155,21 @@ class GroupBase(Generic[L]):
         return self.new_leaf(limits, next(self._numbers))
 
     def keep(self, leaf: L) -> None:
-        """Take a leaf that is as good as new."""
-        self._free.setdefault(leaf.limits, []).append(leaf)
+        """Take a leaf that is as good as new, and remove those with limits that nobody asked for lately."""
+        spare: list[L] = []
+        with self.lock:
+            free = self._free.pop(leaf.limits, [])
+            free.append(leaf)
+            self._free[leaf.limits] = free
+            if len(self._free) > KEPT:
+                # What has no limits of its own is asked for most.
+                oldest = next(limits for limits in self._free if limits is not None)
+                spare = self._free.pop(oldest)
+        while spare:
+            try:
+                spare.pop().remove()
+            except IndexError:
+                break  # another thread has begun to use it
 
     def forget_leaves(self) -> None:
         """Never use again what is on the free list."""

@@ -109,6 +109,10 @@ class Leaf(LeafBase):
             if self._renew(self.last):
                 self._group.keep(self)
                 return
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove what can be removed."""
         for folder in dict.fromkeys(self.paths.values()):
             # What still runs in it goes on; the group removes it at the end.
             if self._remove(folder):

@@ -110,6 +110,10 @@ class Leaf(LeafBase):
                 self._peak.close()
                 self._group.keep(self)
                 return
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove it, if it can be."""
         self._peak.close()
         # What still runs in it goes on; the group removes it at the end.
         if files.rmdir(self.folder):
