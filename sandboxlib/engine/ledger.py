@@ -22,7 +22,7 @@ from typing import Any
 
 import attrs
 
-from sandboxlib.errors import KernelError, NetworkError
+from sandboxlib.errors import NetworkError
 from sandboxlib.kernel.descriptor import Fd, openat
 from sandboxlib.kernel.syscall import failed
 

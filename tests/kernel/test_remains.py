@@ -194,7 +194,8 @@ def test_a_layer_that_cannot_be_removed_keeps_no_other_and_nobody(tmp_path: Path
 
 @pytest.mark.cgroup("memory", "pids")
 def test_a_group_does_not_grow_with_each_limit_that_a_command_had(host: CGroupHost) -> None:
-    with create(host, CGroup(pids_max=50), fresh_name()) as group:
+    group = create(host, CGroup(pids_max=50), fresh_name())
+    try:
         folders = list(dict.fromkeys(group.paths.values()))
 
         def leaves() -> int:
@@ -211,6 +212,8 @@ def test_a_group_does_not_grow_with_each_limit_that_a_command_had(host: CGroupHo
         for limits in (None, CGroup(pids_max=99 % 40 + 2), CGroup(pids_max=98 % 40 + 2)):
             group.leaf(limits).give_back()
             assert leaves() == before
+    finally:
+        group.close()
 
 
 def hosts() -> int:
