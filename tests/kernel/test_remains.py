@@ -202,15 +202,15 @@ def test_a_group_does_not_grow_with_each_limit_that_a_command_had(host: CGroupHo
             return max(len(subgroups(path)) for path in folders)
 
         plain = group.leaf()
-        plain.give_back()
+        plain.release()
         for number in range(100):
             leaf = group.leaf(CGroup(pids_max=number % 40 + 2))
-            leaf.give_back()
+            leaf.release()
         assert leaves() <= KEPT
         # Those that were asked for last are there again, and that without limits.
         before = leaves()
         for limits in (None, CGroup(pids_max=99 % 40 + 2), CGroup(pids_max=98 % 40 + 2)):
-            group.leaf(limits).give_back()
+            group.leaf(limits).release()
             assert leaves() == before
     finally:
         group.close()
