@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxlib.cgroup import CGroup
@@ -171,6 +171,8 @@ WISHES: dict[str, st.SearchStrategy[object]] = {
 }
 
 
+# On a busy machine one of them may take long.
+@settings(deadline=None)
 @given(
     host=MACHINES, wishes=st.fixed_dictionaries({}, optional=WISHES), foreign=st.booleans(), tty=st.booleans()
 )
