@@ -265,7 +265,8 @@ def test_an_image_finds_a_place_for_its_copy_by_itself(
     state = layers.storage.parent / "state"
     monkeypatch.setenv("SANDBOXLIB_STATE_DIR", str(state))
     # As a host is where the first try fails.
-    monkeypatch.setattr(program(), "_faults", dict.fromkeys(("tmpfs", f"{state}/written"), "no such device"))
+    faults = dict.fromkeys(("tmpfs", f"{state}/written"), "no such device")
+    monkeypatch.setattr(program(), "_fault", faults.__getitem__)
     Image.from_rootfs(layers.lower[1], name="app:1")
     with Sandbox(image="app:1", mounts=layers.mounts) as sb:
         assert (
