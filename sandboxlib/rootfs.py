@@ -267,9 +267,7 @@ class Rootfs:
             reference: Such as ``"app:1"`` or ``"registry.example:5000/team/app@sha256:…"``, a digest
                 ``"sha256:…"`` of one in the store, or an `Image`.
             size: As for `overlay`.
-            nr_inodes: As for `overlay`.
-            storage: As for `overlay`.
-            driver: As for `overlay`.
+            nr_inodes, storage, driver: As for `overlay`.
             readonly: Nothing can be written.
 
         Raises:
