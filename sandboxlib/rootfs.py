@@ -267,7 +267,9 @@ class Rootfs:
             reference: Such as ``"app:1"`` or ``"registry.example:5000/team/app@sha256:…"``, a digest
                 ``"sha256:…"`` of one in the store, or an `Image`.
             size: As for `overlay`.
-            nr_inodes, storage, driver: As for `overlay`.
+            nr_inodes: As for `overlay`.
+            storage: As for `overlay`.
+            driver: As for `overlay`.
             readonly: Nothing can be written.
 
         Raises:
@@ -337,8 +339,7 @@ def _ids(value: object) -> tuple[Ranges, Ranges]:
 
 def _is_ranges(value: object) -> bool:
     return isinstance(value, tuple) and all(
-        isinstance(run, tuple) and len(run) == 2 and all(type(number) is int for number in run)
-        for run in value
+        isinstance(run, tuple) and [*map(type, run)] == [int, int] for run in value
     )
 
 
