@@ -175,6 +175,8 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.root
+# Before, a tmpfs cannot be ID-mapped.
+@pytest.mark.kernel("6.3")
 @pytest.mark.parametrize(("face", "reserve"), [("blocking", "kept"), ("trio", "none")])
 def test_what_is_there_is_used_and_removed(disk: Path, face: str, reserve: str) -> None:
     done = subprocess.run(
