@@ -25,6 +25,13 @@ _DESTINATION = re.compile(
 )
 
 
+def _unscoped(text: str) -> str:
+    """*text*, without a scope: behind a % ipaddress takes any text for one, also several lines (RFC 4007)."""
+    if "%" in text:
+        raise ValueError(text)
+    return text
+
+
 def subnet(value: object) -> str:
     """Read a range of addresses with room for a gateway and a sandbox. Raises: SpecError."""
     import ipaddress
@@ -32,7 +39,7 @@ def subnet(value: object) -> str:
     allowed = 'a range of addresses such as "10.77.0.0/24", with room for a gateway and a sandbox'
     try:
         # Only text: ipaddress reads a number as an address, which nobody means.
-        net = ipaddress.ip_network(quantity.text("subnet", value))
+        net = ipaddress.ip_network(_unscoped(quantity.text("subnet", value)))
     except ValueError:
         raise SpecError("subnet", value, allowed) from None
     if (
@@ -51,9 +58,9 @@ def address(field: str, value: object) -> IPv4Address | IPv6Address:
     import ipaddress
 
     try:
-        found = ipaddress.ip_address(quantity.text(field, value))
+        found = ipaddress.ip_address(_unscoped(quantity.text(field, value)))
     except ValueError:
-        raise SpecError(field, value, 'an address such as "10.0.0.1"') from None
+        raise SpecError(field, value, 'an address such as "10.0.0.1", without a scope') from None
     if found.is_multicast or found.is_unspecified:
         raise SpecError(field, value, "the address of one host")
     return found
@@ -92,7 +99,7 @@ def _destination(value: object, allowed: str) -> str:
             raise SpecError("allow", value, "with a port from 1 to 65535")
         port = f":{number}"
     try:
-        net = ipaddress.ip_network(host)
+        net = ipaddress.ip_network(_unscoped(host))
     except ValueError:
         # Digits and dots alone are a misspelt address: no such name exists (RFC 3696, section 2).
         last = host.rstrip(".").rpartition(".")[2]
@@ -163,7 +170,7 @@ def ways(value: object) -> tuple[tuple[str, str], ...]:
         import ipaddress
 
         try:
-            network = ipaddress.ip_network(quantity.text("routes", target))
+            network = ipaddress.ip_network(_unscoped(quantity.text("routes", target)))
         except ValueError:
             raise SpecError("routes", target, allowed) from None
         way = address("routes", over)

@@ -366,7 +366,8 @@ def _port(key: object, target: object, allowed: str) -> Port:
         import ipaddress
 
         try:
-            address = str(ipaddress.ip_address(address.strip("[]")))
+            # Behind a % any text is the scope of an IPv6 address (RFC 4007).
+            address = str(ipaddress.ip_address(address.strip("[]").replace("%", " ")))
         except ValueError:
             raise SpecError("ports", key, f"{allowed}; an IPv6 address stands in brackets") from None
         if (":" in address) != match["address"].startswith("["):

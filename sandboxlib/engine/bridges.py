@@ -143,6 +143,8 @@ def mend(book: Book, net: Net, host: Host, *, thorough: bool = False) -> list[st
         mended.append("the rules")
     if reset and net.forwards:
         forward(book, net)
+        if not settled:
+            mended.append(f"forwarding from network {net.name!r}")
     return mended
 
 

@@ -95,6 +95,15 @@ def test_several_that_cannot_be(network: list[object]) -> None:
         ("hosts", {"a b": "10.0.0.1"}),
         ("hosts", {"a": "nowhere"}),
         ("hosts", {"a\n10.0.0.1 b": "10.0.0.1"}),
+        # What stands behind a % may be anything: a line of a file, or another interface.
+        ("hosts", {"a": "fe80::1%x\n10.0.0.1 bank.example"}),
+        ("dns", ["fe80::1%x\nnameserver 10.0.0.1"]),
+        ("dns", ["fe80::1%eth0"]),
+        ("address", "fd00::5%eth0"),
+        ("routes", {"fd00::%x/64": "fd00::1"}),
+        ("routes", {"fd00::1%x": "fd00::1"}),
+        ("routes", {"fd00::/64": "fe80::1%eth0"}),
+        ("subnet", "fd00::1%x/64"),
     ],
 )
 def test_arguments_that_make_no_sense(argument: str, value: object) -> None:
@@ -109,6 +118,18 @@ def test_arguments_that_make_no_sense(argument: str, value: object) -> None:
 def test_ranges_of_ports_that_make_no_sense(key: str, target: object) -> None:
     with pytest.raises(SpecError, match="ports"):
         SandboxSpec(network="bridge", ports={key: target})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("key", ["[fe80::1%eth0]:80", "[::1%x\n]:80", "fe80::1%eth0:80"])
+def test_an_address_with_a_scope_is_none_of_a_port(key: str) -> None:
+    with pytest.raises(SpecError, match="ports"):
+        SandboxSpec(network="bridge", ports={key: 80})
+
+
+@pytest.mark.parametrize("value", ["[fe80::1%eth0]:80", "[fe80::1%x y]", "[fd00::%x]/64"])
+def test_an_address_with_a_scope_is_no_destination(value: str) -> None:
+    with pytest.raises(SpecError, match="allow"):
+        Network.user(allow=[value])
 
 
 def test_ranges_of_ports() -> None:
