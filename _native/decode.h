@@ -49,7 +49,7 @@ static inline int check_record(const char *base, const struct sbx_record *r, uin
 {
 	uint64_t size = r->size;
 
-	if (r->op < SBX_SYSCALL || r->op > SBX_FITS || r->pointers > 63)
+	if (r->op < SBX_SYSCALL || r->op > SBX_FILES || r->pointers > 63)
 		return 0;
 	if (size > sizeof *r && base[size - 1])
 		return 0;
@@ -83,6 +83,8 @@ static inline int check_record(const char *base, const struct sbx_record *r, uin
 	case SBX_STATS:
 		return r->pointers == 2 && r->args[2] <= SBX_ROOM / SBX_STAT
 			&& strings_fit(base, r->args[1], size, r->args[2]);
+	case SBX_FILES:
+		return r->pointers == 1 && strings_fit(base, r->args[0], size, r->args[1]);
 	case SBX_READ:
 	case SBX_EXTENTS:
 	case SBX_FITS:

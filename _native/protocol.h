@@ -32,6 +32,7 @@ enum sbx_op {
 	SBX_EXTENTS = 13,	/* tell where file args[0] has data from args[1] on: begin and end of each, at most args[2] */
 	SBX_STATS = 14,		/* tell what each of the args[2] names at args[1] in the folder args[0] is, by flags args[3] */
 	SBX_FITS = 15,		/* EAGAIN if the number in file args[0], such as pids.current, is above args[1] */
+	SBX_FILES = 16,		/* tell what stands in the args[1] files whose names args[0] is, args[2] bytes at most of each; `value` is which */
 };
 
 enum sbx_flag {

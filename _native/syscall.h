@@ -21,6 +21,7 @@
 #define SYS_pread64		__NR_pread64
 #define SYS_prctl		__NR_prctl
 #define SYS_prlimit64		__NR_prlimit64
+#define SYS_read		__NR_read
 #define SYS_recvfrom		__NR_recvfrom
 #define SYS_rt_sigaction	__NR_rt_sigaction
 #define SYS_rt_sigprocmask	__NR_rt_sigprocmask

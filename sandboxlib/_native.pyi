@@ -42,6 +42,7 @@ class _Lib:
     SBX_EXTENTS: Final[int]
     SBX_STATS: Final[int]
     SBX_FITS: Final[int]
+    SBX_FILES: Final[int]
     SBX_POSITIVE: Final[int]
     SBX_ABSOLUTE: Final[int]
     SBX_EACH: Final[int]

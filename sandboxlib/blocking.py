@@ -244,16 +244,29 @@ class Sandbox(FromImage):
         started = attach.start(engine, args, env=env, cwd=cwd, limits=limits, keys=detach_keys)
         return Process(complete(started), text=False)
 
-    def processes(self) -> list[ProcessInfo]:
+    def processes(
+        self, *, max_size: int | str = "32K", max_entries: int = 100_000, timeout: float | None = None
+    ) -> list[ProcessInfo]:
         """
         List what runs in it, by number inside, as ``top`` there would.
 
         Without pid 1, which is sandboxlib's own. Processes of other sandboxes that share
         its PID namespace are not listed.
+
+        Args:
+            max_size: Bytes of each command line, which is cut there; of many long ones together 64 MiB are
+                kept, and 256 bytes of each further one.
+            max_entries: How many processes there may be.
+            timeout: Seconds; without it 10, which a machine that is kept busy may need.
+
+        Raises:
+            TooLargeError: There are more than *max_entries*.
+            TimeoutExpired: *timeout* seconds have passed. Without it a `TimeoutError` says so.
         """
         from sandboxlib.engine.processes import processes
 
-        return processes(self._live())
+        found = processes(self._live(), max_size=max_size, max_entries=max_entries, seconds=timeout)
+        return complete(found)
 
     def connect(self, address: Address, *, timeout: float | None = None) -> socket:
         """
@@ -337,7 +350,7 @@ class Sandbox(FromImage):
 
     def stats(self) -> Stats:
         """What it uses now."""
-        return verbs.stats(self._live())
+        return complete(verbs.stats(self._live()))
 
     def port(self, inside: int, protocol: str = "tcp") -> int:
         """
@@ -354,19 +367,19 @@ class Sandbox(FromImage):
 
     def pause(self) -> None:
         """Stop every process in it. Raises: UnsupportedError: There is no cgroup."""
-        verbs.pause(self._live())
+        complete(verbs.pause(self._live()))
 
     def resume(self) -> None:
         """Let them go on."""
-        verbs.resume(self._live())
+        complete(verbs.resume(self._live()))
 
     def update(self, **limits: Any) -> None:
         """Change limits while it runs: memory, cpus, pids, or fields of `CGroup`."""
-        verbs.update(self._live(), limits)
+        complete(verbs.update(self._live(), limits))
 
     def kill(self) -> None:
         """Kill every process in it; only closing is left then."""
-        verbs.kill(self._live())
+        complete(self._live().kill())
 
     def __repr__(self) -> str:
         state = "closed" if self._engine is None or self._engine.closed else f"pid={self._engine.pid}"

@@ -200,12 +200,14 @@ class AsyncSandbox:
         started = await attach.start(engine, args, env=env, cwd=cwd, limits=limits, keys=detach_keys)
         return AsyncProcess(started, text=False)
 
-    async def processes(self) -> list[ProcessInfo]:
+    async def processes(
+        self, *, max_size: int | str = "32K", max_entries: int = 100_000, timeout: float | None = None
+    ) -> list[ProcessInfo]:
         """List what runs in it; as `Sandbox.processes`."""
         from sandboxlib.engine.processes import processes
 
         await trio.lowlevel.checkpoint()
-        return processes(self._live())
+        return await processes(self._live(), max_size=max_size, max_entries=max_entries, seconds=timeout)
 
     async def connect(
         self, address: Address, *, timeout: float | None = None
@@ -297,7 +299,7 @@ class AsyncSandbox:
     async def stats(self) -> Stats:
         """What it uses now."""
         await trio.lowlevel.checkpoint()
-        return verbs.stats(self._live())
+        return await verbs.stats(self._live())
 
     async def port(self, inside: int, protocol: str = "tcp") -> int:
         """Return the host's port that leads to the port *inside*; as `Sandbox.port`."""
@@ -312,22 +314,22 @@ class AsyncSandbox:
     async def pause(self) -> None:
         """Stop every process in it. Raises: UnsupportedError: There is no cgroup."""
         await trio.lowlevel.checkpoint()
-        verbs.pause(self._live())
+        await verbs.pause(self._live())
 
     async def resume(self) -> None:
         """Let them go on."""
         await trio.lowlevel.checkpoint()
-        verbs.resume(self._live())
+        await verbs.resume(self._live())
 
     async def update(self, **limits: Any) -> None:
         """Change limits while it runs: memory, cpus, pids, or fields of `CGroup`."""
         await trio.lowlevel.checkpoint()
-        verbs.update(self._live(), limits)
+        await verbs.update(self._live(), limits)
 
     async def kill(self) -> None:
         """Kill every process in it; only closing is left then."""
         await trio.lowlevel.checkpoint()
-        verbs.kill(self._live())
+        await self._live().kill()
 
     def __repr__(self) -> str:
         state = "closed" if self._engine is None or self._engine.closed else f"pid={self._engine.pid}"

@@ -332,6 +332,16 @@ def rlimit(text: str) -> str | None:
     return f"the hard limit is {most}"
 
 
+@need("checkpoint")
+def checkpoint(_: str) -> str | None:
+    """A process may say where its arguments lie: CONFIG_CHECKPOINT_RESTORE. Kernel: PR_SET_MM(2const)."""
+    size = ctypes.c_uint()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(35, 15, ctypes.byref(size), 0, 0) == 0:  # PR_SET_MM, PR_SET_MM_MAP_SIZE
+        return None
+    return f"PR_SET_MM: {os.strerror(ctypes.get_errno())}"
+
+
 @need("psi")
 def psi(_: str) -> str | None:
     """The kernel counts pressure, and does not only have the files."""

@@ -73,6 +73,7 @@ def one_of_each() -> dict[str, bytes]:
         "execute": program.execute([b"/bin/true"], [b"true", b""], [b"A=1"], 1),
         "connect": program.connect(5, b"\2\0\x1f\x90\x7f\0\0\1", 20, 1),
         "read": program.read("getdents64", 9, 1 << 40, 1),
+        "files": program.files([b"/proc/1/stat", b"", b"/proc/1/cmdline"], 4096, 1),
         "fits": program.fits(9, 64, 1),
         "stats": program.stats(9, [b"a", b"", b"passwd"], 0x1100, 1),
         "extents": program.extents(9, 0, 64, 1),

@@ -182,10 +182,10 @@ async def communicate(
             if not _drain(fd, captures[fd]):
                 del waiting[fd]
         if cap is not None and sum(capture.total for capture in captures.values()) > cap:
-            process.kill(Outcome.OUTPUT_LIMIT)
+            await process.end(Outcome.OUTPUT_LIMIT)
             cap = None
         if kill_past and any(capture.over for capture in captures.values()):
-            process.kill(Outcome.OUTPUT_LIMIT)
+            await process.end(Outcome.OUTPUT_LIMIT)
             kill_past = False
         if stdin in ready:
             view = _feed(stdin, view)
@@ -198,10 +198,10 @@ async def communicate(
         now = waiter.now()
         if now >= deadline:
             expired = True
-            process.kill(Outcome.KILLED)
+            await process.end(Outcome.KILLED)
             deadline = inf
         elif now >= clock.next and (reason := clock.check(now)) is not None:
-            process.kill(reason)
+            await process.end(reason)
             clock.next = inf
     await process.ended()
     for fd in waiting.keys() & captures.keys():

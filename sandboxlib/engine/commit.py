@@ -143,14 +143,14 @@ async def _still(engine: Engine) -> AsyncIterator[None]:
         yield
         return
     try:
-        verbs.pause(engine)
+        await verbs.pause(engine)
     except UnsupportedError:
         yield
         return
     try:
         yield
     finally:
-        verbs.resume(engine)
+        await verbs.resume(engine)
 
 
 async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes]) -> None:

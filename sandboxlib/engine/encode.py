@@ -18,6 +18,7 @@ from sandboxlib.plan.steps import (
     Connect,
     Exec,
     Extents,
+    Files,
     Fits,
     Init,
     Join,
@@ -142,6 +143,8 @@ def _encode(step: Step, index: int, values: Values) -> bytes:
             return program.init(owner, tie, milliseconds, index)
         case Read(name, fd, size, _, ignore):
             return program.read(name, fd, size, index, ignore=ignore)
+        case Files(names, most, _):
+            return program.files(names, most, index)
         case Fits(fd, most, _):
             return program.fits(fd, most, index)
         case Stats(fd, names, flags, _):

@@ -20,9 +20,11 @@ from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError, TimeoutExpired
 from sandboxlib.kernel import proc
 from sandboxlib.kernel.descriptor import Fd, pidfd_open
+from sandboxlib.kernel.launcher import reaped
 
 if TYPE_CHECKING:
     from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.kernel.cgroup import Leaf
     from sandboxlib.kernel.launcher import Launch
 
 #: Seconds after which one that is stopped or asleep is taken to be held.
@@ -140,6 +142,17 @@ async def _ended(
     program().late.add(launch)
 
 
+async def emptied(waiter: Waiter, leaf: Leaf) -> None:
+    """Kill all in a command's group, and reap those that are ours. Raises: KernelError: EBUSY: too late."""
+    pids, deadline = leaf.pids(), waiter.now() + LONGEST
+    await waiter.work(leaf.kill)
+    while not all(reaped(pid) is not None for pid in pids):
+        if waiter.now() >= deadline:
+            call = f"waitpid({', '.join(map(str, pids))})"
+            raise KernelError(errno.EBUSY, call, "a command that was killed is to end")
+        await waiter.ready({}, waiter.now() + _LOOK)
+
+
 def _held(pid: int) -> Fd:
     try:
         return pidfd_open(pid)
@@ -164,4 +177,4 @@ async def reap_late(waiter: Waiter) -> None:
     late.clear()
 
 
-__all__ = ["HELD", "LONGEST", "PATIENCE", "answer", "killed", "left", "patiently", "reap_late"]
+__all__ = ["HELD", "LONGEST", "PATIENCE", "answer", "emptied", "killed", "left", "patiently", "reap_late"]

@@ -15,7 +15,7 @@ from sandboxlib.engine.current import limited
 from sandboxlib.engine.encode import encode_command
 from sandboxlib.engine.given import users_of
 from sandboxlib.engine.once import Once
-from sandboxlib.engine.patience import LONGEST, answer, left
+from sandboxlib.engine.patience import LONGEST, answer, emptied, left
 from sandboxlib.engine.refusal import refusal
 from sandboxlib.engine.request import requested
 from sandboxlib.engine.stdio import Stdio, give_back
@@ -64,8 +64,8 @@ class Process:
         self.outcome: Outcome | None = None
         self.usage: Usage | None = None
         self.leaf: Leaf | None = None
-        # Without cgroups: the namespace that its processes are told by, see `sandboxlib.kernel.tagged`.
-        self.mark = Fd()
+        # Without cgroups: what its processes are told by.
+        self.mark = tagged.Mark(engine.family, 0)
         self._executed, self._lent = False, tuple[tuple[Fd, int], ...]()
         self._reason: Outcome | None = None
         # Somebody else took its status.
@@ -178,13 +178,7 @@ class Process:
                     await self.gone()
             elif leaf is not None:
                 # Before we heard of it, it may run all the same.
-                pids, deadline = leaf.pids(), engine.waiter.now() + LONGEST
-                leaf.kill()
-                while not all(launcher.reaped(pid) is not None for pid in pids):
-                    if engine.waiter.now() >= deadline:
-                        call = f"waitpid({', '.join(map(str, pids))})"
-                        raise KernelError(errno.EBUSY, call, "a command that was killed is to end")
-                    await engine.waiter.ready({}, engine.waiter.now() + _LOOK)
+                await emptied(engine.waiter, leaf)
                 self.leaf = None
                 leaf.release()
             engine.leave(self)
@@ -192,8 +186,11 @@ class Process:
 
     async def _spawn(self, io: Stdio, request: Request, deadline: float) -> None:
         engine = self.engine
-        group = Group()
-        if self.leaf is not None:
+        if self.leaf is None:
+            taken = dict(engine.spec.security.rlimits) if engine.spec.security else ()
+            self.mark = engine.family.mark(engine.host.hard, taken)
+            group = Group(tag=self.mark.limits)
+        else:
             # Without clone3 it joins by itself, before it does anything else.
             folder = None if "clone3" in engine.host.hidden else self.leaf.clone_folder
             group = Group(
@@ -251,7 +248,7 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 self._launch.pin()
         if report.kind == launcher.READY:
-            self.mark = report.fd
+            self.mark.fd = report.fd
         elif report.kind != launcher.CHILD:
             return report
         return None
@@ -289,7 +286,7 @@ class Process:
             KernelError: EBUSY: it is in a call that nothing interrupts.
         """
         with self.engine.waiter.shield():
-            self.kill(Outcome.KILLED)
+            await self.end(Outcome.KILLED)
             await self.ended(self.engine.waiter.now() + LONGEST)
 
     async def exited(self) -> bool:
@@ -368,13 +365,17 @@ class Process:
         with self._lock:
             self._launch.unpin()
             give_back(self._lent)
-            for fd in (self.mark, self.stdin, self.stdout, self.stderr, self.terminal):
+            for fd in (self.mark.fd, self.stdin, self.stdout, self.stderr, self.terminal):
                 fd.close()
 
     def terminate(self) -> None:
         """End it in good order, by the signal that its image asks for."""
         held = self.engine.held
         self.send_signal(signal.SIGTERM if held is None else held.stop_signal)
+
+    async def end(self, reason: Outcome) -> None:
+        """Kill it for *reason*, as `kill`: many, or those who fork, take a while."""
+        await self.engine.waiter.work(lambda: self.kill(reason))
 
     def kill(self, reason: Outcome = Outcome.KILLED) -> None:
         """
@@ -393,5 +394,5 @@ class Process:
                 self._launch.kill()
             if self.leaf is not None:
                 self.leaf.kill()
-            elif self.mark:
-                tagged.kill_tagged(os.fstat(self.mark.fileno()).st_ino)
+            else:
+                self.mark.kill(self.pid, self.engine.pid)

@@ -1,8 +1,9 @@
 """
 What runs in a sandbox, told by the host's /proc.
 
-The names come from inside and are shown as they are: whoever prints them to a terminal
-should use `repr`.
+A helper on the host reads it: a command line stands in memory of the process's own, which may lie in a
+file whose disk does not answer. The names come from inside and are shown as they are: whoever prints
+them to a terminal should use `repr`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from sandboxlib import quantity
+from sandboxlib.engine.bounds import Bound, entries_bound
+from sandboxlib.engine.patience import patiently
+from sandboxlib.engine.session import Helper
 from sandboxlib.errors import UnsupportedError
+from sandboxlib.kernel import tagged
+from sandboxlib.kernel.descriptor import pidfd_open
+from sandboxlib.kernel.syscall import read_file
 from sandboxlib.plan.flags import NAMESPACES
 from sandboxlib.plan.start import joined, namespaces
+from sandboxlib.plan.steps import Files, Serve
 from sandboxlib.result import ProcessInfo
 
 if TYPE_CHECKING:
@@ -24,67 +35,146 @@ if TYPE_CHECKING:
 #: gives up when it ends, also while its status waits to be asked for. Not uts: there each command has
 #: one of its own.
 _TELLING = ("mount", "ipc", "network", "pid", "user")
+#: Bytes of all command lines together, and of each that comes after that.
+_LINES, _LITTLE = 64 << 20, 256
+#: Seconds without a timeout.
+_PATIENCE = 10.0
+#: Bytes of ``stat``, and of ``status`` up to where the numbers stand: supplementary groups come before them.
+_STAT, _STATUS = 1024, 4096
+#: Processes of one request.
+_BATCH = 256
 
 
-def processes(engine: Engine) -> list[ProcessInfo]:
+async def processes(
+    engine: Engine, *, max_size: object, max_entries: object, seconds: object
+) -> list[ProcessInfo]:
     """
     List the processes by number inside, without pid 1, which is ours.
 
+    Args:
+        engine: The sandbox.
+        max_size: Bytes of each command line, which is cut there.
+        max_entries: How many processes there may be.
+        seconds: For it; 10 if None.
+
     Raises:
         UnsupportedError: There is no cgroup, and no namespace that only this sandbox has.
-        KernelError: The cgroup cannot be read.
+        TooLargeError: There are more.
+        KernelError: The cgroup cannot be read. ETIMEDOUT: it takes longer than 10 seconds.
+        TimeoutExpired: It takes longer than *seconds*.
 
     Kernel: proc(5): stat, status (NSpid), cmdline.
     """
+    line = quantity.size("max_size", max_size)
+    bound = entries_bound(max_entries, "the list of processes")
     engine.check()
-    depth = _levels(engine.pid) - 1
-    found = []
-    for pid in engine.group.pids() if engine.group is not None else _by_namespace(engine):
-        # It may end at any moment.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if pid != engine.pid:
-                found.append(_look(pid, depth))
+    waiter = engine.waiter
+    async with patiently(waiter, "processes()", seconds) as asked:
+        deadline = min(asked, waiter.now() + _PATIENCE) if seconds is None else asked
+        depth = len(_numbers(read_file(f"/proc/{engine.pid}/status"))) - 1
+        pids = await waiter.work(partial(_listed, engine, bound))
+        found = list[ProcessInfo]()
+        left = _LINES
+        async with Helper(waiter, (Serve("read what stands in /proc"),)) as helper:
+            rest = iter(pids)
+            while batch := list(islice(rest, _BATCH)):
+                most = line if left > 0 else min(line, _LITTLE)
+                heads = await _read(helper, batch, ("stat", "status"), _STATUS, deadline)
+                lines = await _read(helper, batch, ("cmdline",), most, deadline)
+                for pid, (stat, status), (arguments,) in zip(batch, heads, lines, strict=True):
+                    left -= len(arguments)
+                    # It may end at any moment.
+                    with contextlib.suppress(ProcessLookupError):
+                        found.append(_look(pid, depth, stat, status, arguments))
     return sorted(found)
 
 
-def _levels(pid: int) -> int:
-    return len(_numbers(pid))
+async def _read(
+    helper: Helper, pids: list[int], names: tuple[str, ...], most: int, deadline: float
+) -> list[list[bytes]]:
+    """What stands in these files of each of *pids*; nothing in those of one that has ended."""
+    paths = tuple(f"/proc/{pid}/{name}".encode() for pid in pids for name in names)
+    found = [bytearray() for _ in paths]
+    for told in (await helper.ask(Files(paths, most, "what runs"), deadline=deadline)).told:
+        found[told.value] += told.data
+    whole = list(map(bytes, found))
+    return [whole[i : i + len(names)] for i in range(0, len(whole), len(names))]
 
 
-def _numbers(pid: int) -> list[int]:
-    """The process's number in each PID namespace, from ours to its own."""
-    with open(f"/proc/{pid}/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"NSpid:"):
-                return [int(number) for number in line.split()[1:]]
-    raise ProcessLookupError(pid)
+def _listed(engine: Engine, bound: Bound) -> list[int]:
+    """All but pid 1, by their numbers outside."""
+    pids = engine.group.pids() if engine.group is not None else _by_namespace(engine)
+    bound.count(len(pids))
+    return [pid for pid in pids if pid != engine.pid]
 
 
-def _by_namespace(engine: Engine) -> Iterable[int]:
-    shared = joined(namespaces(engine.spec, engine.host))
-    kind = next((kind for kind in _TELLING if kind not in shared), None)
-    if kind is None:
+def _by_namespace(engine: Engine) -> list[int]:
+    """Without a cgroup: those in a namespace of the sandbox's own."""
+    if _kind(engine) is None:
         raise UnsupportedError(
             "a list of processes", "a cgroup, or a namespace of the sandbox's own", engine.host.cgroups.hint
         )
-    name = NAMESPACES[kind][1]
-    own = os.stat(f"/proc/{engine.pid}/ns/{name}").st_ino
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        # It has ended, or it is another user's and so none of ours.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            if os.stat(f"/proc/{pid}/ns/{name}").st_ino == own:
-                yield int(pid)
+    return _chosen(engine, ())
 
 
-def _look(pid: int, depth: int) -> ProcessInfo:
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # The name may hold spaces and parentheses itself; the last one ends it.
-        before, _, after = file.read().rpartition(b")")
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        arguments = file.read()
+def end_all(engine: Engine) -> None:
+    """Kill all in a sandbox without a cgroup, but its pid 1. Raises: KernelError: They fork too fast."""
+    tagged.kill_all(partial(_chosen, engine), f"<sandbox of {engine.pid}>")
+
+
+def _kind(engine: Engine) -> str | None:
+    """A kind of namespace that it shares with nobody."""
+    shared = joined(namespaces(engine.spec, engine.host))
+    return next((NAMESPACES[kind][1] for kind in _TELLING if kind not in shared), None)
+
+
+def _chosen(engine: Engine, among: Iterable[int]) -> list[int]:
+    """Those of all processes, or *among* some, that are the sandbox's, but for pid 1."""
+    init, commands, kind = engine.pid, engine.commands, _kind(engine)
+    own = None if kind is None else tagged.namespace(init, kind)
+
+    def tells(pid: int) -> bool | None:
+        if pid == init:
+            return False
+        if kind is not None and (shown := tagged.namespace(pid, kind)) is not None:
+            return shown == own
+        # Those of a command that has ended have a number of its own, too.
+        number = engine.family.number(pid)
+        return None if number is None else number != tagged.STRANGER
+
+    def claims(pid: int) -> bool | None:
+        return True if pid == init or pid in commands else tells(pid)
+
+    return tagged.chosen(tells, claims, among)
+
+
+def _numbers(status: bytes) -> list[int]:
+    """
+    The process's number in each PID namespace, from ours to its own.
+
+    Raises: ProcessLookupError: They do not stand there.
+    """
+    _, colon, rest = status.partition(b"\nNSpid:")
+    line, end, _ = rest.partition(b"\n")
+    if not colon or not end:
+        raise ProcessLookupError
+    return [int(number) for number in line.split()]
+
+
+def _of_handle(pid: int) -> list[int]:
+    """The same for one whose supplementary groups fill what was read. Kernel: pidfd_open(2), fdinfo."""
+    with pidfd_open(pid) as fd:
+        return _numbers(read_file(f"/proc/self/fdinfo/{fd}"))
+
+
+def _look(pid: int, depth: int, stat: bytes, status: bytes, arguments: bytes) -> ProcessInfo:
+    # The name may hold spaces and parentheses itself; the last one ends it.
+    before, bracket, after = stat.rpartition(b")")
+    if not bracket or not status:
+        raise ProcessLookupError(pid)
     name = os.fsdecode(before.partition(b"(")[2])
     fields = after.split()
-    numbers = _numbers(pid)
+    numbers = _numbers(status) if len(status) < _STATUS else _of_handle(pid)
     if not numbers[-1]:
         # Its parent has just reaped it.
         raise ProcessLookupError(pid)
@@ -102,4 +192,4 @@ def _look(pid: int, depth: int) -> ProcessInfo:
     )
 
 
-__all__ = ["processes"]
+__all__ = ["end_all", "processes"]

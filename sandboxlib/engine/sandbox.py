@@ -18,7 +18,7 @@ from sandboxlib.engine.undo import Undo
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, SandboxError, StateError
 from sandboxlib.image.leases import Lease
-from sandboxlib.kernel import cgroup, launcher, proc
+from sandboxlib.kernel import cgroup, launcher, proc, tagged
 from sandboxlib.kernel.descriptor import Fd
 from sandboxlib.plan.start import namespaces
 from sandboxlib.plan.steps import Plan
@@ -64,6 +64,8 @@ class Engine:
         if not asks_for_image(spec):
             self.settle(spec)
         self.group: cgroup.Group | None = None
+        # Without one: what its commands are told by.
+        self.family = tagged.Family()
         self.ids: list[int] = []
         self.places: Places | None = None
         self.connections: Connected | None = None
@@ -228,6 +230,12 @@ class Engine:
         with self._lock:
             self._processes.add(process)
 
+    @property
+    def commands(self) -> set[int]:
+        """The numbers of those that are known to run."""
+        with self._lock:
+            return {process.pid for process in self._processes}
+
     def leave(self, process: Process) -> None:
         """Forget a command that has ended."""
         self.program.children.discard(process.pid)
@@ -237,13 +245,18 @@ class Engine:
 
     # ---- end ------------------------------------------------------------------------------
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """Kill every process in it; it cannot be used again."""
         self.check()
         self.killed = True
-        self._kill()
+        await self.waiter.work(self._kill)
 
     def _kill(self) -> None:
+        # Where pid 1 is not pid 1 (its namespace is another's) its end does not end the others.
+        if self.group is None and self.pid and self._joined_pids():
+            from sandboxlib.engine.processes import end_all
+
+            end_all(self)
         self.init.kill()
         if self.group is None or self.group.closed:
             return
@@ -251,7 +264,6 @@ class Engine:
             # On v1 what is frozen dies when it is thawed.
             self.group.thaw()
             self.frozen = False
-        # Where pid 1 is not pid 1 (its namespace is another's) its end does not end the others.
         if self._joined_pids():
             self.group.kill()
 
@@ -291,7 +303,9 @@ class Engine:
                         mine.end()
 
     async def _end_all(self) -> None:
-        self._kill()
+        if self.pid and (self.frozen or self._joined_pids()):
+            await self.waiter.work(self._kill)
+        self.init.kill()
 
     async def _end_commands(self) -> None:
         # What another thread or task is about to start is soon heard of, or has failed.
@@ -318,8 +332,7 @@ class Engine:
 
     async def _remove_group(self) -> None:
         if self.group is not None:
-            await self.waiter.turn()
-            self.group.close()
+            await self.waiter.work(self.group.close)
 
     async def _release_ids(self) -> None:
         self.program.ids.release(self)

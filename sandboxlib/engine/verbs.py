@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from sandboxlib.engine.terminal import Size
 
 P = TypeVar("P")
+#: How many interfaces `stats` tells of.
+_INTERFACES = 4096
 Args = Sequence[str | bytes | os.PathLike[str]]
 
 
@@ -212,16 +216,20 @@ def check_limits(limits: object, *, popen: bool = False) -> None:
             )
 
 
-def stats(engine: Engine) -> Stats:
+async def stats(engine: Engine) -> Stats:
     """What it uses now. Raises: StateError: It has ended."""
     engine.check()
     try:
-        network = _network(engine)
+        return await engine.waiter.work(partial(_stats, engine))
     except OSError as error:
         # Of a process that is no more, whether or not somebody has asked for its status yet.
-        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
+        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EINVAL) or isinstance(error, KernelError):
             raise
         raise StateError(f"the sandbox has ended: {engine.how_ended()}") from None
+
+
+def _stats(engine: Engine) -> Stats:
+    network = _network(engine)
     if engine.group is None:
         return Stats(None, None, None, None, network)
     return engine.group.stats()._replace(network=network)
@@ -229,8 +237,9 @@ def stats(engine: Engine) -> Stats:
 
 def _network(engine: Engine) -> dict[str, NetworkStats]:
     found = {}
-    with open(f"/proc/{engine.pid}/net/dev", encoding="ascii") as file:
-        for line in file:
+    # Who may make interfaces inside may make many, and give them any name.
+    with open(f"/proc/{engine.pid}/net/dev", encoding="utf-8", errors="surrogateescape") as file:
+        for line in islice(file, _INTERFACES):
             name, colon, rest = line.partition(":")
             if colon:
                 numbers = [int(part) for part in rest.split()]
@@ -263,9 +272,12 @@ def group(engine: Engine, what: str) -> Any:
     return engine.group
 
 
-def pause(engine: Engine) -> None:
+async def pause(engine: Engine) -> None:
     """Stop every process in it."""
-    found = group(engine, "pause()")
+    await engine.waiter.work(partial(_freeze, engine, group(engine, "pause()")))
+
+
+def _freeze(engine: Engine, found: Any) -> None:
     # First: whoever ends the sandbox has to know that some may have stopped already.
     engine.frozen = True
     try:
@@ -276,13 +288,13 @@ def pause(engine: Engine) -> None:
         raise
 
 
-def resume(engine: Engine) -> None:
+async def resume(engine: Engine) -> None:
     """Let them go on."""
-    group(engine, "resume()").thaw()
+    await engine.waiter.work(group(engine, "resume()").thaw)
     engine.frozen = False
 
 
-def update(engine: Engine, changes: dict[str, Any]) -> None:
+async def update(engine: Engine, changes: dict[str, Any]) -> None:
     """Change limits while it runs: memory, cpus, pids, and every field of `CGroup`."""
     from sandboxlib.cgroup import CGroup
 
@@ -296,12 +308,7 @@ def update(engine: Engine, changes: dict[str, Any]) -> None:
         if field in fields:
             raise SpecError(name, value, f"left out where {field} is given")
         fields[field] = value
-    group(engine, "a change of limits").update(CGroup(**fields))
-
-
-def kill(engine: Engine) -> None:
-    """Kill every process in it."""
-    engine.kill()
+    await engine.waiter.work(partial(group(engine, "a change of limits").update, CGroup(**fields)))
 
 
 __all__ = ["StateError"]

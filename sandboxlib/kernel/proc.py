@@ -32,6 +32,31 @@ def state(pid: int) -> str:
         return ""
 
 
+def is_dead(pid: int) -> bool:
+    """
+    Has a process ended with all its threads, whether or not it was waited for?
+
+    Kernel: proc_pid_stat(5), fields 3 and 20.
+    """
+    try:
+        fields = _fields(pid)
+        return fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+    except (KernelError, IndexError):
+        return True
+
+
+def parent(pid: int) -> int:
+    """
+    The parent of a process. Raises: ProcessLookupError: It has gone.
+
+    Kernel: proc_pid_stat(5), field 4.
+    """
+    try:
+        return int(_fields(pid)[1])
+    except (KernelError, IndexError):
+        raise ProcessLookupError(pid) from None
+
+
 def is_exiting(pid: int) -> bool:
     """
     Is a process ending? Raises: KernelError: It has gone.
@@ -41,4 +66,4 @@ def is_exiting(pid: int) -> bool:
     return bool(int(_fields(pid)[6]) & _PF_EXITING)
 
 
-__all__ = ["IDLE", "is_exiting", "state"]
+__all__ = ["IDLE", "is_dead", "is_exiting", "parent", "state"]

@@ -154,6 +154,12 @@ def stats(fd: int, names: Sequence[bytes], flags: int, index: int) -> bytes:
     return _record(lib.SBX_STATS, (fd, data, len(names), flags), index)
 
 
+def files(names: Sequence[bytes], most: int, index: int) -> bytes:
+    """Tell what stands in each of the files *names*, *most* bytes at most."""
+    data = b"".join([name + b"\0" for name in names])
+    return _record(lib.SBX_FILES, (data, len(names), most), index)
+
+
 def fits(fd: int, most: int, index: int) -> bytes:
     """Fail where the number in a file is above *most*."""
     return _record(lib.SBX_FITS, (fd, most), index)

@@ -116,12 +116,15 @@ class Group(NamedTuple):
         files: To write "0" to instead, one for each hierarchy.
         pids: The file with the number of the sandbox's processes, and how many it may be; without *folder*,
             for the kernel refuses a fork past the limit, and does not refuse to join.
+        tag: Where there is no cgroup at all: hard limits by name that tell its processes from others, see
+            `sandboxlib.kernel.tagged`.
     """
 
     folder: str | None = None
     namespace: str = ""
     files: tuple[str, ...] = ()
     pids: tuple[str, int] | None = None
+    tag: tuple[tuple[str, int], ...] = ()
 
 
 class Kind(NamedTuple):
@@ -135,11 +138,12 @@ class Kind(NamedTuple):
     files: int
     into: bool
     pids: int | None
+    tags: int
 
     @property
     def opened(self) -> int:
         """How many steps `opened` takes."""
-        return self.files + (self.pids is not None)
+        return self.files + (self.pids is not None) + self.tags
 
 
 @lru_cache(256)
@@ -220,7 +224,7 @@ def _marked(spec: SandboxSpec, host: Host) -> Iterator[Step]:
 
 
 def opened(group: Group) -> tuple[Step, ...]:
-    """Open the cgroup from outside: it cannot be reached from inside."""
+    """Open the cgroup from outside: it cannot be reached from inside. Or set the limits that stand for it."""
     why = "the command's own cgroup"
     if group.folder is not None:
         flags = O_PATH | O_DIRECTORY | O_CLOEXEC
@@ -235,7 +239,16 @@ def opened(group: Group) -> tuple[Step, ...]:
     if group.pids is not None:
         args = (AT_FDCWD, group.pids[0], O_RDONLY | O_CLOEXEC, 0)
         files.append(Call("openat", args, "the sandbox's processes, counted", out=GROUPS + len(files)))
-    return tuple(files)
+    return (*files, *(_tag(name, value) for name, value in group.tag))
+
+
+def _tag(name: str, value: int) -> Step:
+    return Call(
+        "prlimit",
+        (0, RLIMITS[name], _LIMIT.pack(value, value), 0),
+        "a mark that is seen also where the kernel shows no namespaces; the limit itself is none",
+        text=f"RLIMIT_{name.upper()}, {value}",
+    )
 
 
 def executed(request: Request) -> Exec:
@@ -262,7 +275,8 @@ def kind_of(request: Request, group: Group) -> Kind:
     into = group.folder is not None
     files = 2 if into else len(group.files)
     most = None if into or group.pids is None else group.pids[1]
-    return Kind(request.cwd, request.tty, request.foreign, request.rlimits, request.given, files, into, most)
+    asked = request.cwd, request.tty, request.foreign, request.rlimits, request.given
+    return Kind(*asked, files, into, most, len(group.tag))
 
 
 def serve(spec: SandboxSpec, host: Host, *, files: bool = False) -> tuple[Step, ...]:

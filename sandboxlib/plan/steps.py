@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from sandboxlib.plan.flags import AT_FDCWD, CLONE_PARENT, NOTHING, O_WRONLY, Named
+from sandboxlib.plan.telling import Extents, Files, Read, Stats
 
 _NAMED = re.compile(r"\{(?P<name>[a-z_]+)(?:\+(?P<plus>[0-9]+))?\}")
 
@@ -234,26 +235,6 @@ class Connect(NamedTuple):
         return f"connect({self.fd}, <{len(self.address)} bytes>)"
 
 
-class Read(NamedTuple):
-    """
-    Tell the program what *name*, a call such as read(2), brings from *fd*.
-
-    Again and again, until nothing comes or *size* bytes have come.
-
-    Attributes:
-        ignore: Up to two errnos that are no failure here.
-    """
-
-    name: str
-    fd: int
-    size: int
-    why: str
-    ignore: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.name}({self.fd}) ..."
-
-
 class Fits(NamedTuple):
     """Fail with EAGAIN, as a fork would, where the number in the open file *fd* is above *most*."""
 
@@ -263,30 +244,6 @@ class Fits(NamedTuple):
 
     def __str__(self) -> str:
         return f"pids.current({self.fd}) <= {self.most}"
-
-
-class Stats(NamedTuple):
-    """Tell the program what each of *names* in the folder *fd* is, by *flags* for statx(2)."""
-
-    fd: int
-    names: tuple[bytes, ...]
-    flags: Named
-    why: str
-
-    def __str__(self) -> str:
-        return f"statx({self.fd}, each of {len(self.names)} names, {self.flags})"
-
-
-class Extents(NamedTuple):
-    """Tell the program where a file has data from *begin* on, *most* pairs at most. Kernel: lseek(2)."""
-
-    fd: int
-    begin: int
-    most: int
-    why: str
-
-    def __str__(self) -> str:
-        return f"lseek({self.fd}, {self.begin}, SEEK_DATA) ..."
 
 
 class Join(NamedTuple):
@@ -320,7 +277,7 @@ class Action(NamedTuple):
 
 Step = (
     Call | Write | Pointer | Clone | ChildWrite | OpenChild | Report | Exec | Serve | Init | Connect
-    | Read | Stats | Fits | Extents | Join | Action
+    | Read | Stats | Files | Fits | Extents | Join | Action
 )  # fmt: skip
 
 
@@ -376,6 +333,7 @@ __all__ = [
     "Connect",
     "Exec",
     "Extents",
+    "Files",
     "Fits",
     "Init",
     "Join",

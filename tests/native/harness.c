@@ -387,6 +387,10 @@ static uint64_t invent(char *to)
 		r->args[2] = next_random() % 8;
 		r->pointers = 2;
 		break;
+	case SBX_FILES:
+		r->args[1] = next_random() % 8;
+		r->pointers = 1;
+		break;
 	case SBX_CHILD_OPEN:
 	case SBX_CONNECT:
 		r->pointers = 2;

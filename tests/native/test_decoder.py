@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.tool("gcc"), pytest.mark.timeout(180)]
 
 HEADER = struct.Struct("=BBHIiiHHI6Q")
 SYSCALL, WRITE, POINTER, CLONE, CHILD_WRITE, REPORT, EXEC, SERVE, INIT, CONNECT, CHILD_OPEN = range(1, 12)
-READ, EXTENTS, STATS, FITS = 12, 13, 14, 15
+READ, EXTENTS, STATS, FITS, FILES = 12, 13, 14, 15, 16
 NAMES = ["SYSCALL", "WRITE", "POINTER", "CLONE", "CHILD_WRITE", "REPORT", "EXEC", "SERVE", "INIT"]
-NAMES += ["CONNECT", "CHILD_OPEN", "READ", "EXTENTS", "STATS", "FITS"]
+NAMES += ["CONNECT", "CHILD_OPEN", "READ", "EXTENTS", "STATS", "FITS", "FILES"]
 ABSOLUTE, EACH, TELL = 2, 4, 8
 HUGE = (1 << 64) - 1
 
@@ -79,6 +79,9 @@ DANGEROUS = {
     "a record that ends within another's header": record(REPORT) + record(REPORT)[:16],
     "an absolute path that is no buffer": record(SYSCALL, HUGE - 4096, flags=ABSOLUTE),
     "more names to look at than there are": record(STATS, 9, 72, 3, data=STRINGS, pointers=2),
+    "more files to read than there are": record(FILES, 72, 3, 9, data=STRINGS, pointers=1),
+    "files to read that have no end": record(FILES, 72, 1, 9, data=b"aaaaaaaa", pointers=1),
+    "files to read that are a number": record(FILES, HUGE - 4096, 1, 9),
     "names to look at that have no end": record(STATS, 9, 72, 1, data=b"aaaaaaaa", pointers=2),
     "names to look at that are a number": record(STATS, 9, HUGE - 4096, 1),
     "more names to look at than there is room for": record(STATS, 9, 72, 97, data=bytes(104), pointers=2),
@@ -130,13 +133,13 @@ def test_each_record_passes(code: bytes, passes: Passes) -> None:
 def test_the_table_names_every_operation() -> None:
     from sandboxlib._native import lib
 
-    assert [getattr(lib, f"SBX_{name}") for name in NAMES] == list(range(1, 16))
+    assert [getattr(lib, f"SBX_{name}") for name in NAMES] == list(range(1, 17))
     # All pieces together, cut at the records' ends.
     found, code = set(), b"".join(one_of_each().values())
     while code:
         found.add(code[0])
         code = code[HEADER.unpack_from(code)[3] :]
-    assert found == set(range(1, 16))
+    assert found == set(range(1, 17))
 
 
 REFUSED = DANGEROUS | MALFORMED

@@ -14,6 +14,8 @@ from sandboxlib.kernel.syscall import failed
 
 # How many processes are held by pidfd at a time: few enough for any RLIMIT_NOFILE.
 _BATCH = 64
+# Seconds in which all who hear of cgroup.kill have ended, if they have little memory to give back.
+_HEARD = 0.1
 
 
 def listed(procs_files: Iterable[str]) -> list[int]:
@@ -27,8 +29,9 @@ def listed(procs_files: Iterable[str]) -> list[int]:
         try:
             found.update(map(int, files.read(path).split()))
         except KernelError as problem:
-            # ENODEV: removed between the open and the read.
-            if problem.errno not in (errno.ENOENT, errno.ENODEV):
+            # ENODEV: removed between the open and the read. EOPNOTSUPP: it is threaded, and the group above
+            # lists its processes.
+            if problem.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
                 raise
     return sorted(found)
 
@@ -99,6 +102,9 @@ def kill_group(folder: str) -> None:
     """
     Kill all processes of a v2 group and below it, in one call that no fork escapes.
 
+    The kernel signals the first thread of each. Where that has ended while others go on, it does not hear:
+    such processes are killed one by one.
+
     Raises:
         KernelError: EBUSY, with the pids that are left; others if the file refuses.
 
@@ -110,7 +116,18 @@ def kill_group(folder: str) -> None:
         if problem.errno in (errno.ENOENT, errno.ENODEV) and not os.path.exists(folder):
             return
         raise
-    if not files.wait(f"{folder}/cgroup.events", "populated 0"):
+
+    def ended(patience: float = 0) -> bool:
+        return files.wait(f"{folder}/cgroup.events", "populated 0", patience)
+
+    def done() -> bool:
+        lists = [f"{group}/cgroup.procs" for group in files.tree(folder)]
+        pids = [pid for pid in listed(lists) if pid]
+        for start in range(0, len(pids), _BATCH):
+            _signal(signal.SIGKILL, pids[start : start + _BATCH], lists)
+        return ended()
+
+    if not ended(_HEARD) and not files.until(done):
         left = listed(f"{group}/cgroup.procs" for group in files.tree(folder))
         raise KernelError(
             errno.EBUSY, f'write("{folder}/cgroup.kill", "1")', hint=f"still alive: {_shown(left)}"
