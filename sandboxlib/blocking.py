@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from sandboxlib import quantity
+from sandboxlib.bounds import ENTRIES
 from sandboxlib.doors import doors
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
-from sandboxlib.engine.bounds import ENTRIES
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
 from sandboxlib.engine.opening import start
 from sandboxlib.engine.planning import current_plan

@@ -323,12 +323,14 @@ class TooLargeError(SandboxError):
 
     Attributes:
         where: What is too large.
+        what: What was counted, such as ``"entries"``.
         limit: How much is let in.
         argument: The argument that sets the limit; None for it lets all in.
     """
 
     def __init__(self, where: str, what: str, limit: int, argument: str) -> None:
         self.where = where
+        self.what = what
         self.limit = limit
         self.argument = argument
         super().__init__(

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sandboxlib.bounds import COPIED, ENTRIES, READ
 from sandboxlib.doors import doors
-from sandboxlib.engine.bounds import COPIED, ENTRIES, READ
 from sandboxlib.engine.waiter import complete
 
 if TYPE_CHECKING:

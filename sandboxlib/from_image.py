@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
+from sandboxlib.bounds import COPIED, ENTRIES
 from sandboxlib.doors import doors
 from sandboxlib.engine.waiter import complete
 
@@ -39,6 +40,9 @@ class FromImage:
         author: str = "",
         config: Mapping[str, Any] | None = None,
         created: str | None = None,
+        max_size: int | str | None = COPIED,
+        max_entries: int | None = ENTRIES,
+        timeout: float | None = None,
     ) -> Image:
         """
         Make an image: its own, and one layer more with exactly what has changed.
@@ -51,22 +55,50 @@ class FromImage:
             author: Who.
             config: What is to be different in its configuration: ``{"Cmd": ["run"]}``.
             created: When, as RFC 3339 has it. The same changes at the same time are the same to the byte.
+            max_size: How many bytes of data there may be, with holes, which a layer has as zeros.
+            max_entries: How many files, folders and links there may be.
+            timeout: Seconds.
 
         Raises:
             UnsupportedError: It did not begin with an image.
             SpecError: An argument makes no sense.
+            TooLargeError: There is more than *max_size* or *max_entries* lets in.
+            TimeoutExpired: *timeout* seconds have passed; there is no image then.
         """
-        from sandboxlib.engine.commit import commit
+        from sandboxlib.engine.commit import Most, commit
         from sandboxlib.images import Image
 
         options = {"message": message, "author": author, "config": config, "created": created}
-        return Image.of(complete(commit(self._live(), name, **options)))
+        most = Most(max_size, max_entries, timeout)
+        return Image.of(complete(commit(self._live(), name, **options, most=most)))
 
-    def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
-        """Write its file tree, without what is mounted in it, as a plain tar to a path or an open file."""
-        from sandboxlib.engine.commit import export
+    def export(
+        self,
+        target: str | os.PathLike[str] | IO[bytes],
+        *,
+        max_size: int | str | None = COPIED,
+        max_entries: int | None = ENTRIES,
+        timeout: float | None = None,
+    ) -> None:
+        """
+        Write its file tree, without what is mounted in it, as a plain tar to a path or an open file.
 
-        complete(export(self._live(), target))
+        Holes of 1 MiB or more in a file stay holes, in GNU tar's format 1.0, which others read too.
+
+        Args:
+            target: Where to.
+            max_size: How many bytes of data there may be, without the holes.
+            max_entries: How many files, folders and links there may be.
+            timeout: Seconds.
+
+        Raises:
+            SpecError: An argument makes no sense.
+            TooLargeError: There is more than *max_size* or *max_entries* lets in.
+            TimeoutExpired: *timeout* seconds have passed.
+        """
+        from sandboxlib.engine.commit import Most, export
+
+        complete(export(self._live(), target, Most(max_size, max_entries, timeout)))
 
 
 __all__ = ["FromImage"]

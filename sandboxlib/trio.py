@@ -10,10 +10,10 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import trio
 
 from sandboxlib import quantity
+from sandboxlib.bounds import COPIED, ENTRIES
 from sandboxlib.doors import door, doors
 from sandboxlib.engine import verbs
 from sandboxlib.engine.attach import DETACH_KEYS
-from sandboxlib.engine.bounds import ENTRIES
 from sandboxlib.engine.capture import MAX_OUTPUT, OnLine
 from sandboxlib.engine.opening import start
 from sandboxlib.engine.planning import current_plan
@@ -280,19 +280,30 @@ class AsyncSandbox:
         author: str = "",
         config: Mapping[str, Any] | None = None,
         created: str | None = None,
+        max_size: int | str | None = COPIED,
+        max_entries: int | None = ENTRIES,
+        timeout: float | None = None,
     ) -> AsyncImage:
         """Make an image of its own and what has changed; as `Sandbox.commit`."""
-        from sandboxlib.engine.commit import commit
+        from sandboxlib.engine.commit import Most, commit
         from sandboxlib.trio_images import AsyncImage
 
         options = {"message": message, "author": author, "config": config, "created": created}
-        return AsyncImage.of(await commit(self._live(), name, **options))
+        most = Most(max_size, max_entries, timeout)
+        return AsyncImage.of(await commit(self._live(), name, **options, most=most))
 
-    async def export(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
+    async def export(
+        self,
+        target: str | os.PathLike[str] | IO[bytes],
+        *,
+        max_size: int | str | None = COPIED,
+        max_entries: int | None = ENTRIES,
+        timeout: float | None = None,
+    ) -> None:
         """Write its whole file tree as a plain tar; as `Sandbox.export`."""
-        from sandboxlib.engine.commit import export
+        from sandboxlib.engine.commit import Most, export
 
-        await export(self._live(), target)
+        await export(self._live(), target, Most(max_size, max_entries, timeout))
 
     # ---- the sandbox as a whole -----------------------------------------------------------
 

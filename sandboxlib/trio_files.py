@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sandboxlib.bounds import COPIED, ENTRIES, READ
 from sandboxlib.doors import doors
 from sandboxlib.engine import files
-from sandboxlib.engine.bounds import COPIED, ENTRIES, READ
 from sandboxlib.engine.copy_in import copy_in
 from sandboxlib.engine.copy_out import copy_out
 from sandboxlib.files import Path

@@ -18,7 +18,7 @@ from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from sandboxlib.engine.bounds import ENTRIES, Bound, entries_bound
+from sandboxlib.bounds import ENTRIES, Bound, entries_bound
 from sandboxlib.engine.copied import since
 from sandboxlib.engine.files import requests
 from sandboxlib.engine.image import owner_of

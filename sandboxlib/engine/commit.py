@@ -6,19 +6,24 @@ Spec: image-spec layer.md.
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from sandboxlib import quantity
 from sandboxlib.engine import verbs
 from sandboxlib.engine.image import own_store
 from sandboxlib.engine.owners import Owners
+from sandboxlib.engine.patience import patiently
 from sandboxlib.engine.session import Session
 from sandboxlib.engine.walk import FILE, Requests
-from sandboxlib.errors import SpecError, UnsupportedError
+from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.image import making
+from sandboxlib.image.content import Bounds
 from sandboxlib.image.facts import Facts, facts
 from sandboxlib.image.pack import pack_changes, pack_tree
 from sandboxlib.kernel.descriptor import Fd, openat
@@ -36,6 +41,32 @@ Shift = Callable[[int, int], tuple[int, int]] | None
 _WHY = "what the sandbox has written"
 
 
+class Most(NamedTuple):
+    """How much a verb packs, and for how long, as the caller says; see `sandboxlib.bounds`."""
+
+    size: object
+    entries: object
+    seconds: object
+
+    def bounds(self) -> Bounds:
+        """Bytes and entries. Raises: SpecError."""
+        size = None if self.size is None else quantity.size("max_size", self.size)
+        return size, None if self.entries is None else quantity.count("max_entries", self.entries)
+
+
+def _ends(engine: Engine, verb: str, deadline: float) -> Callable[[], None]:
+    """What ends the work in another thread: that it is cancelled, or the *deadline*."""
+    # The loop's own clock is not to be asked there.
+    last = time.monotonic() + deadline - engine.waiter.now()
+
+    def check() -> None:
+        engine.waiter.check()
+        if time.monotonic() >= last:
+            raise KernelError(errno.ETIMEDOUT, verb, _WHY)
+
+    return check
+
+
 async def commit(
     engine: Engine,
     name: str,
@@ -44,6 +75,7 @@ async def commit(
     author: Any,
     config: Any,
     created: Any,
+    most: Most,
 ) -> Facts:
     """
     Make an image of the sandbox's own image and one layer more: exactly the changes.
@@ -51,7 +83,10 @@ async def commit(
     Raises:
         UnsupportedError: It did not begin with an image.
         SpecError: An argument makes no sense.
+        TooLargeError: There is more than *most* lets in.
+        TimeoutExpired: It takes longer.
     """
+    bounds = most.bounds()
     engine.check()
     held = engine.held
     if held is None:
@@ -77,7 +112,8 @@ async def commit(
     store = own_store()
     base = store.config(store.manifest(held.image)).config
     settings = making.config_of(config, base)
-    async with _still(engine):
+    verb = f"commit({name!r})"
+    async with patiently(engine.waiter, verb, most.seconds) as deadline, _still(engine):
         with _upper(engine) as upper:
             work = partial(
                 _commit,
@@ -89,6 +125,8 @@ async def commit(
                 message=message,
                 author=author,
                 when=when,
+                bounds=bounds,
+                cancelled=_ends(engine, verb, deadline),
             )
             return await engine.waiter.work(work)
 
@@ -103,6 +141,8 @@ def _commit(
     message: str,
     author: str,
     when: str,
+    bounds: Bounds,
+    cancelled: Callable[[], None],
 ) -> Facts:
     store = own_store()
     # What stands there for something to be mounted on, and what a volume holds.
@@ -116,7 +156,14 @@ def _commit(
         layer = making.add_packed(
             store,
             lambda write: pack_changes(
-                upper, write, held.owner, shift=_shift(engine), left_out=left_out, root=root
+                upper,
+                write,
+                held.owner,
+                shift=_shift(engine),
+                left_out=left_out,
+                root=root,
+                bounds=bounds,
+                cancelled=cancelled,
             ),
         )
         image = making.with_layer(
@@ -153,15 +200,18 @@ async def _still(engine: Engine) -> AsyncIterator[None]:
         await verbs.resume(engine)
 
 
-async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes]) -> None:
+async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes], most: Most) -> None:
     """
     Write the whole file tree, without what is mounted in it, as a plain tar.
 
     Args:
         engine: Whose.
         target: A path, whose file is made or replaced, or a file that is open for writing.
+        most: How much, and for how long.
 
     Raises:
+        TooLargeError: There is more than *most* lets in.
+        TimeoutExpired: It takes longer.
         SpecError: *target* is none of these.
         KernelError: It cannot be made.
     """
@@ -169,12 +219,15 @@ async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes]) -> 
     owner = engine.layers
     if not (hasattr(target, "write") or isinstance(target, (str, os.PathLike))):
         raise SpecError("target", target, "a path, or a file that is open for writing")
-    async with Session(engine) as session:
-        call = tree.open_tree("/", FILE, "the tree alone, without its mounts", recursive=False)
-        opened = await Requests(session).descriptor(call)
-    with opened as top:
-        async with _still(engine):
-            await engine.waiter.work(partial(_export, top, target, owner, _shift(engine), _omitted(engine)))
+    options = _omitted(engine) | {"bounds": most.bounds(), "sparse": True}
+    async with patiently(engine.waiter, "export()", most.seconds) as deadline:
+        async with Session(engine) as session:
+            call = tree.open_tree("/", FILE, "the tree alone, without its mounts", recursive=False)
+            opened = await Requests(session, deadline).descriptor(call)
+        with opened as top:
+            async with _still(engine):
+                options["cancelled"] = _ends(engine, "export()", deadline)
+                await engine.waiter.work(partial(_export, top, target, owner, _shift(engine), options))
 
 
 def _omitted(engine: Engine) -> dict[str, Any]:
@@ -196,22 +249,22 @@ def _omitted(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _export(top: int, target: Any, owner: Owner, shift: Shift, omitted: dict[str, Any]) -> None:
+def _export(top: int, target: Any, owner: Owner, shift: Shift, options: dict[str, Any]) -> None:
     if hasattr(target, "write"):
-        pack_tree(top, target.write, owner, shift=shift, **omitted)
+        pack_tree(top, target.write, owner, shift=shift, **options)
         return
     path = os.fspath(target)
     partial_path = f"{path}.{os.getpid()}-{os.urandom(4).hex()}"
     try:
         with open(partial_path, "xb") as file:
-            pack_tree(top, file.write, owner, shift=shift, **omitted)
+            pack_tree(top, file.write, owner, shift=shift, **options)
         os.replace(partial_path, path)
     except BaseException as error:
         if os.path.exists(partial_path):
             os.unlink(partial_path)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, KernelError):
             raise failed(error, f'open("{path}")', "the tar file") from None
         raise
 
 
-__all__ = ["commit", "export"]
+__all__ = ["Most", "commit", "export"]

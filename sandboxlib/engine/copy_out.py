@@ -8,7 +8,7 @@ import stat as modes
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sandboxlib.engine.bounds import COPIED, ENTRIES, Bound, bytes_bound, entries_bound
+from sandboxlib.bounds import COPIED, ENTRIES, Bound, bytes_bound, entries_bound
 from sandboxlib.engine.files import (
     BEGINNING,
     CHUNK,

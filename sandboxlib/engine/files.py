@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from sandboxlib import quantity
-from sandboxlib.engine.bounds import ENTRIES, READ, bytes_bound, entries_bound
+from sandboxlib.bounds import ENTRIES, READ, bytes_bound, entries_bound
 from sandboxlib.engine.entries import look
 from sandboxlib.engine.patience import patiently
 from sandboxlib.engine.request import default_cwd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sandboxlib import quantity
@@ -111,7 +112,8 @@ def from_rootfs(
             fd = os.open(given, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 owner = owner_of(program().host, None)
-                layer = making.add_packed(store, lambda write: pack_tree(fd, write, owner))
+                pack = partial(pack_tree, cancelled=cancelled)
+                layer = making.add_packed(store, lambda write: pack(fd, write, owner))
             finally:
                 os.close(fd)
         else:

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from sandboxlib import quantity
-from sandboxlib.engine.bounds import Bound, entries_bound
+from sandboxlib.bounds import Bound, entries_bound
 from sandboxlib.engine.patience import patiently
 from sandboxlib.engine.session import Helper
 from sandboxlib.errors import UnsupportedError

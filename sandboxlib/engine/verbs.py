@@ -17,7 +17,7 @@ from sandboxlib.engine.capture import MAX_OUTPUT, OnLine, communicate
 from sandboxlib.engine.process import Process
 from sandboxlib.engine.stdio import DEVNULL, PIPE, UNSAID, Unsaid, stdio
 from sandboxlib.engine.text import Kept, decoder
-from sandboxlib.errors import SpecError, StateError, TimeoutExpired, UnsupportedError
+from sandboxlib.errors import KernelError, SpecError, StateError, TimeoutExpired, UnsupportedError
 from sandboxlib.limits import Limits
 from sandboxlib.result import Completed, NetworkStats, Stats
 

@@ -16,7 +16,7 @@ from itertools import islice
 from math import inf
 from typing import TypeVar
 
-from sandboxlib.engine.bounds import Bound
+from sandboxlib.bounds import Bound
 from sandboxlib.engine.entries import DT_DIR, DT_UNKNOWN, STATS, entries_of, look, stats_of
 from sandboxlib.engine.session import Answer, Helper, Told
 from sandboxlib.errors import KernelError, printable

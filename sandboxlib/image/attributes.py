@@ -57,8 +57,13 @@ def path_of(folder: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%s" % (folder, name)
 
 
-def read_all(target: int | bytes, chosen: bool = True) -> dict[bytes, bytes]:
-    """The attributes of an open file, or of a path whose last part is not followed; *chosen*: `allowed`."""
+def read_all(target: int | bytes, chosen: bool = True, most: int | None = None) -> dict[bytes, bytes]:
+    """
+    The attributes of an open file, or of a path whose last part is not followed; *chosen*: `allowed`.
+
+    Raises:
+        OverflowError: Their names and values have more than *most* bytes.
+    """
     follow = isinstance(target, int)
     try:
         names = os.listxattr(target, follow_symlinks=follow)
@@ -66,10 +71,13 @@ def read_all(target: int | bytes, chosen: bool = True) -> dict[bytes, bytes]:
         if error.errno == _NOT_HERE:
             return {}
         raise
-    found = {}
+    found, size = {}, 0
     for name in map(os.fsencode, names):
         if not chosen or allowed(name):
             found[name] = os.getxattr(target, name, follow_symlinks=follow)
+            size += len(name) + len(found[name])
+            if most is not None and size > most:
+                raise OverflowError(f"more than {most} bytes of attributes")
     return found
 
 

@@ -38,6 +38,9 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _NO_ATTRIBUTES = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 _COPY = 1 << 20
+#: Files from this size on are looked at for holes, and in what pieces.
+_HOLED, _HOLE = 1 << 20, 1 << 16
+_ZEROS = bytes(_HOLE)
 
 
 def parts_of(name: bytes) -> list[bytes]:
@@ -186,8 +189,7 @@ class Extractor:
             fd = os.open(name, _NEW, 0o600, dir_fd=self._folders.fds[parent])
         try:
             if entry.holes is None:
-                for piece in data:
-                    _write(fd, piece)
+                _write_whole(fd, entry.size, data)
             else:
                 _write_parts(fd, entry, data)
             self.size += entry.size
@@ -357,6 +359,25 @@ def _write(fd: int, piece: bytes | memoryview) -> None:
         # Interrupted, or more than 2 GiB at once.
         piece = piece[done:]
         done = os.write(fd, piece)
+
+
+def _write_whole(fd: int, size: int, data: Iterable[bytes | memoryview]) -> None:
+    """Write a file; long runs of zeros become holes, as they may have been where it was packed."""
+    skipped = False
+    for piece in data:
+        if size < _HOLED:
+            _write(fd, piece)
+            continue
+        for at in range(0, len(piece), _HOLE):
+            part = piece[at : at + _HOLE]
+            # Few that are no hole get further than to the first comparison.
+            skipped = not part[0] and not part[-1] and bytes(part) == _ZEROS[: len(part)]
+            if skipped:
+                os.lseek(fd, len(part), os.SEEK_CUR)
+            else:
+                _write(fd, part)
+    if skipped:
+        os.ftruncate(fd, size)
 
 
 def _write_parts(fd: int, entry: Entry, data: Iterable[bytes | memoryview]) -> None:

@@ -17,8 +17,10 @@ from typing import final
 
 import attrs
 
+from sandboxlib.bounds import Bound
 from sandboxlib.errors import ImageError, SandboxError, SpecError, StateError
 from sandboxlib.image import attributes, tarstream
+from sandboxlib.image.content import UNBOUND, Bounds, Content, How, written
 from sandboxlib.image.extract import OPAQUE, WHITEOUT
 from sandboxlib.image.folders import LONGEST_PATH, OpenFolders, is_whiteout
 from sandboxlib.image.omitted import NO_LINKS, Links, Omitted
@@ -32,7 +34,6 @@ from sandboxlib.kernel.syscall import failed
 #: (uid, gid) as they are on disk, and as a layer has them. Raises: LookupError: Nobody has this number there.
 Shift = Callable[[int, int], tuple[int, int]]
 
-_PIECE = 1 << 20
 _KINDS = {
     stat.S_IFREG: tarstream.FILE,
     stat.S_IFLNK: tarstream.SYMLINK,
@@ -69,6 +70,8 @@ def pack_tree(
     left_out: Collection[bytes] = (),
     ways: Collection[bytes] = (),
     links: Links = NO_LINKS,
+    bounds: Bounds = UNBOUND,
+    sparse: bool = False,
     cancelled: Callable[[], None] = nothing,
 ) -> Packed:
     """
@@ -83,15 +86,21 @@ def pack_tree(
         left_out: Paths, without a slash before them, that are no part of it: what something was mounted on.
         ways: Folders that are no part of it where they have nothing in them but these.
         links: What stands in place of a path that is left out.
+        bounds: How much there may be.
+        sparse: Write holes of more than 1 MiB as holes, in GNU tar's format 1.0. Not for layers, for which
+            the specification advises against it: who takes them apart and puts them together again, as
+            Docker does, would make others of them.
         cancelled: Called often; raises to give up.
 
     Raises:
+        TooLargeError: There is more than *bounds* let in.
         ImageError: There is something that no layer can hold.
         StateError: A file was changed meanwhile.
         KernelError: It cannot be read.
     """
     omit = Omitted(frozenset(left_out), frozenset(ways), links)
-    return _pack(folder, write, owner, shift, cancelled, changes=False, omit=omit)
+    how = How(changes=False, sparse=sparse, bounds=bounds)
+    return _pack(folder, write, owner, shift, cancelled, how, omit)
 
 
 def pack_changes(
@@ -102,6 +111,7 @@ def pack_changes(
     shift: Shift | None = None,
     left_out: Collection[bytes] = (),
     root: tuple[int, int, int] | None = None,
+    bounds: Bounds = UNBOUND,
     cancelled: Callable[[], None] = nothing,
 ) -> Packed:
     """
@@ -118,11 +128,12 @@ def pack_changes(
             mounted on. Folders that are there only on the way to them are none either.
         root: Mode, user and group that the root had, in the layer's numbers: what it has is written where
             that is something else.
+        bounds: How much there may be.
         cancelled: Called often; raises to give up.
     """
     ways = frozenset(path[:at] for path in left_out for at, byte in enumerate(path) if byte == 0x2F)
     omit = Omitted(frozenset(left_out), ways, NO_LINKS, root)
-    return _pack(upper, write, owner, shift, cancelled, changes=True, omit=omit)
+    return _pack(upper, write, owner, shift, cancelled, How(changes=True, bounds=bounds), omit)
 
 
 def _pack(
@@ -131,17 +142,16 @@ def _pack(
     owner: Owner,
     shift: Shift | None,
     cancelled: Callable[[], None],
-    *,
-    changes: bool,
+    how: How,
     omit: Omitted,
 ) -> Packed:
     if owner.kind == "root":
-        return pack_here(folder, write, owner, changes=changes, shift=shift, omit=omit, cancelled=cancelled)
+        return pack_here(folder, write, owner, how, shift=shift, omit=omit, cancelled=cancelled)
     if shift is not None:
         raise SpecError("shift", shift, "left out where the owner has maps")
     from sandboxlib.image.apart import pack_apart
 
-    options = {"changes": changes, "omit": omit.as_words()}
+    options = {"how": how, "omit": omit.as_words()}
     return Packed(**pack_apart(folder, write, owner, options, cancelled))
 
 
@@ -149,14 +159,14 @@ def pack_here(
     folder: int,
     write: Callable[[bytes], object],
     owner: Owner,
+    how: How,
     *,
-    changes: bool,
     shift: Shift | None = None,
     omit: Omitted = _ALL,
     cancelled: Callable[[], None] = nothing,
 ) -> Packed:
     """Do the same in this process, which has the rights that *owner* needs."""
-    packer = _Packer(folder, TarWriter(write), owner, shift, omit, changes=changes)
+    packer = _Packer(folder, TarWriter(write), owner, shift, omit, how, cancelled)
     try:
         for path in packer.walk():
             cancelled()
@@ -180,9 +190,13 @@ class _Packer:
         owner: Owner,
         shift: Shift | None,
         omit: Omitted,
-        *,
-        changes: bool,
+        how: How,
+        cancelled: Callable[[], None],
     ) -> None:
+        where, (size, entries) = "what is packed", how.bounds
+        self._content = Content(out, Bound("max_size", size, "bytes of data", where), how.sparse, cancelled)
+        self._entries = Bound("max_entries", entries, "entries", where)
+        self._cancelled = cancelled
         self._omit = omit
         self.folders = OpenFolders(folder)
         self.out = out
@@ -190,7 +204,7 @@ class _Packer:
         self._top = folder
         self._marks = owner.marks.encode()
         self._shift = shift
-        self._changes = changes
+        self._changes = how.changes
         self._links: dict[tuple[int, int], bytes] = {}
 
     def walk(self) -> Iterator[bytes]:
@@ -243,11 +257,13 @@ class _Packer:
         except NotADirectoryError:
             return False
         try:
-            names = [os.fsencode(name) for name in os.listdir(fd)]
-            hides = self._changes and self._own(fd, b"opaque") == b"y"
+            if self._changes and self._own(fd, b"opaque") == b"y":
+                return False
+            # Somebody inside may have filled it: it is read no further than to the first that is his.
+            with os.scandir(fd) as names:
+                return all(self._is_left_out(path + b"/" + os.fsencode(each.name)) for each in names)
         finally:
             os.close(fd)
-        return not hides and all(self._is_left_out(path + b"/" + name) for name in names)
 
     def _add_link(self, path: bytes) -> None:
         entry = Entry(tarstream.SYMLINK, path)
@@ -269,7 +285,7 @@ class _Packer:
         """The names in a folder, in order, after its mark if it hides what is below it."""
         fd = openat2(self._top, path or b".", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            names = sorted(map(os.fsencode, os.listdir(fd)))
+            names = sorted(self._names(fd))
             if self._changes:
                 if self._own(fd, b"opaque") == b"y":
                     self._mark(path, OPAQUE)
@@ -282,6 +298,14 @@ class _Packer:
             return names
         finally:
             os.close(fd)
+
+    def _names(self, fd: int) -> Iterator[bytes]:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                self._cancelled()
+                name = os.fsencode(entry.name)
+                self._entries.path(name)
+                yield name
 
     def _own(self, target: int | bytes, mark: bytes) -> bytes | None:
         try:
@@ -332,7 +356,7 @@ class _Packer:
         if kind == tarstream.FILE:
             self._file(entry, fd, name, found)
             return
-        entry.xattrs = _written(attributes.path_of(fd, name))
+        entry.xattrs = written(attributes.path_of(fd, name), path)
         self.out.add(entry)
 
     def _file(self, entry: Entry, folder: int, name: bytes, found: os.stat_result) -> None:
@@ -345,24 +369,9 @@ class _Packer:
                 raise StateError(f'"{shown(entry.name)}" was replaced while it was packed')
             if self._changes and self._own(fd, b"metacopy") is not None:
                 raise ImageError(f"{shown(entry.name)}: a change of an overlay mounted with metacopy")
-            entry.size = now.st_size
-            entry.xattrs = _written(fd)
-            self.out.add(entry)
-            left = entry.size
-            while left:
-                piece = os.read(fd, min(left, _PIECE))
-                if not piece:
-                    raise StateError(f'"{shown(entry.name)}" became shorter while it was packed')
-                self.out.data(piece)
-                left -= len(piece)
-            self.out.pad(entry.size)
+            self._content.add(entry, fd, now)
         finally:
             os.close(fd)
-
-
-def _written(target: int | bytes) -> dict[bytes, bytes]:
-    found = attributes.read_all(target)
-    return {name: attributes.portable(name, value) for name, value in found.items()}
 
 
 __all__ = ["Packed", "Shift", "pack_changes", "pack_here", "pack_tree"]

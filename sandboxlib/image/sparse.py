@@ -6,6 +6,9 @@ Spec: GNU tar manual, "Storing Sparse Files".
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sandboxlib.errors import ImageError, ViolationError
@@ -17,6 +20,8 @@ Map = list[tuple[int, int]]
 
 _MOST = 1 << 18
 _LINE = 20
+#: A hole of fewer bytes is no hole: it would save nothing.
+_LEAST = 1 << 16
 
 
 class Found(NamedTuple):
@@ -38,6 +43,63 @@ def check(parts: Map, size: int, stored: int, where: str) -> None:
         total += length
     if total != stored:
         raise ImageError(f"{where}: a map of holes for {total} bytes, and {stored} are stored")
+
+
+def of_file(fd: int, size: int, cancelled: Callable[[], None]) -> Map:
+    """
+    The parts of an open file that are not holes. Of very many small holes none counts.
+
+    Kernel: lseek(2), SEEK_DATA.
+    """
+    found: list[list[int]] = []
+    least, at = _LEAST, 0
+    while at < size:
+        cancelled()
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+            at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+        except OSError as error:
+            # There is nothing but a hole, or the file has become shorter.
+            if error.errno != errno.ENXIO:
+                raise
+            break
+        found.append([begin, at])
+        _join(found, least, len(found) - 1)
+        while len(found) >= _MOST:
+            least *= 2
+            _join(found, least, 1)
+    if found and size - found[-1][1] < least:
+        found[-1][1] = size
+    return [(begin, end - begin) for begin, end in found if end > begin]
+
+
+def _join(parts: list[list[int]], least: int, first: int) -> None:
+    """Join parts, from number *first* on, between which there are fewer than *least* bytes."""
+    kept = parts[:first]
+    for begin, end in parts[first:]:
+        if begin - (kept[-1][1] if kept else 0) >= least:
+            kept.append([begin, end])
+        elif kept:
+            kept[-1][1] = end
+        else:
+            kept.append([0, end])
+    parts[:] = kept
+
+
+def table(parts: Map, size: int) -> bytes:
+    """The map of a file of *size* bytes as version 1.0 has it: before the data, in whole blocks."""
+    numbers = [len(parts), *(number for part in parts for number in part)]
+    if not parts or sum(parts[-1]) < size:
+        # So do others: the end of the file is the end of a part.
+        numbers = [len(parts) + 1, *numbers[1:], size, 0]
+    text = b"".join(b"%d\n" % number for number in numbers)
+    return text + bytes(-len(text) % BLOCK)
+
+
+def records(name: bytes, size: int) -> list[tuple[bytes, bytes]]:
+    """What the extended header of such a file says."""
+    version = [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")]
+    return [*version, (b"GNU.sparse.name", name), (b"GNU.sparse.realsize", b"%d" % size)]
 
 
 def from_records(records: pax.Records, where: str) -> Found:
@@ -130,4 +192,4 @@ def _paired(numbers: list[int], where: str) -> Map:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-__all__ = ["Found", "Map", "check", "from_data", "from_records", "old"]
+__all__ = ["Found", "Map", "check", "from_data", "from_records", "of_file", "old", "records", "table"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import final
 
 from sandboxlib.errors import ImageError
-from sandboxlib.image import pax, tarstream
+from sandboxlib.image import pax, sparse, tarstream
 from sandboxlib.image.source import BLOCK
 from sandboxlib.image.tarstream import Entry, shown
 
@@ -46,12 +46,25 @@ class TarWriter:
         self.size = 0
 
     def add(self, entry: Entry) -> None:
-        """Write an entry's headers; its data, of its size, comes by `data`, and then `pad`."""
+        """
+        Write an entry's headers; its data comes by `data`, and then `pad`.
+
+        That is as much as its size, or all of the parts between its holes.
+        """
         records: list[tuple[bytes, bytes]] = []
-        name, prefix = _split(entry.name)
+        path, size, table = entry.name, entry.size, b""
+        if entry.holes is not None:
+            # Who does not know of holes makes a file of this name, with the map in it.
+            folder, slash, last = path.rpartition(b"/")
+            path = folder + slash + b"GNUSparseFile.0/" + last
+            table = sparse.table(entry.holes, size)
+            size = len(table) + sum(length for _, length in entry.holes)
+        name, prefix = _split(path)
         if not name:
-            records.append((b"path", entry.name))
-            name = entry.name[:_NAME].rstrip(b"/") or b"x"
+            records.append((b"path", path))
+            name = path[:_NAME].rstrip(b"/") or b"x"
+        if entry.holes is not None:
+            records += sparse.records(entry.name, entry.size)
         target = entry.target
         if len(target) > _NAME:
             records.append((b"linkpath", target))
@@ -59,7 +72,7 @@ class TarWriter:
         if any(not _is_text(value) for _, value in records):
             records.insert(0, (b"hdrcharset", b"BINARY"))
         numbers = []
-        for key, value, digits in ((b"uid", entry.uid, 7), (b"gid", entry.gid, 7), (b"size", entry.size, 11)):
+        for key, value, digits in ((b"uid", entry.uid, 7), (b"gid", entry.gid, 7), (b"size", size, 11)):
             if value >= 8**digits:
                 records.append((key, str(value).encode()))
             numbers.append(value if value < 8**digits else 0)
@@ -77,6 +90,7 @@ class TarWriter:
         flag = _FLAGS[entry.kind]
         sizes = (numbers[0], numbers[1], numbers[2])
         self._put(_header(name, prefix, flag, entry.mode, sizes, seconds, target, entry.device))
+        self._put(table)
 
     def data(self, piece: bytes) -> None:
         """Write a part of an entry's data."""

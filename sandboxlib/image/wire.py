@@ -9,6 +9,7 @@ from sandboxlib.errors import (
     KernelError,
     SandboxError,
     StateError,
+    TooLargeError,
     UnsupportedError,
     ViolationError,
 )
@@ -23,6 +24,8 @@ def encode_error(error: SandboxError) -> dict[str, Any]:
         return {"kind": "owner", "args": [error.feature, error.needs, error.hint]}
     if isinstance(error, UnsupportedError):
         return {"kind": "unsupported", "args": [error.feature, error.needs, error.hint]}
+    if isinstance(error, TooLargeError):
+        return {"kind": "large", "args": [error.where, error.what, error.limit, error.argument]}
     if isinstance(error, ViolationError):
         return {"kind": "violation", "args": [_without(str(error), error.path), error.path]}
     if isinstance(error, ImageError):
@@ -40,6 +43,7 @@ _ERRORS: dict[str, type[SandboxError]] = {
     "unsupported": UnsupportedError,
     "violation": ViolationError,
     "image": ImageError,
+    "large": TooLargeError,
     "state": StateError,
 }
 

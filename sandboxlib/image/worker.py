@@ -16,6 +16,7 @@ import attrs
 
 from sandboxlib.errors import SandboxError
 from sandboxlib.image import wire
+from sandboxlib.image.content import How
 from sandboxlib.image.lowers import tell
 from sandboxlib.image.merge import dress, merge
 from sandboxlib.image.omitted import Omitted
@@ -90,7 +91,7 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
 
     omit = Omitted.of_words(job["omit"])
     return attrs.asdict(
-        pack_here(job["folder"], write, owner, changes=job["changes"], omit=omit, cancelled=cancelled)
+        pack_here(job["folder"], write, owner, How(*job["how"]), omit=omit, cancelled=cancelled)
     )
 
 

@@ -35,6 +35,7 @@ MEMBERS: dict[str, str] = {
     "hints": "errors",
     "doors": "errors",
     "quantity": "values",
+    "bounds": "values",
     "result": "values",
     "host": "values",
     "namespace": "values",
