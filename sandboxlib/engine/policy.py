@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandboxlib.errors import UnsupportedError
-from sandboxlib.result import Usage
+from sandboxlib.result import Outcome, Usage
 
 if TYPE_CHECKING:
     from sandboxlib.host import Host
@@ -45,4 +45,17 @@ def used(leaf: Leaf | None, found: Ended, wall: float) -> Usage:
     return usage if usage.io_read is not None else usage._replace(**blocks)
 
 
-__all__ = ["refuse_uncounted", "rlimits", "used"]
+def outcome(status: int, reason: Outcome | None, usage: Usage | None, lifetime_over: bool) -> Outcome:
+    """How a command ended that was, or was not, killed by the program for a *reason*."""
+    if reason is not None and reason is not Outcome.KILLED:
+        return reason
+    if usage is not None and usage.oom_kills:
+        return Outcome.OUT_OF_MEMORY
+    if lifetime_over:
+        return Outcome.LIFETIME
+    if reason is not None:
+        return reason
+    return Outcome.SIGNALED if status < 0 else Outcome.EXITED
+
+
+__all__ = ["outcome", "refuse_uncounted", "rlimits", "used"]

@@ -7,8 +7,10 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sandboxlib.engine import policy
 from sandboxlib.engine.current import limited
@@ -68,8 +70,8 @@ class Process:
         self.mark = tagged.Mark(engine.family, 0)
         self._executed, self._lent = False, tuple[tuple[Fd, int], ...]()
         self._reason: Outcome | None = None
-        # Somebody else took its status.
-        self._lost: KernelError | None = None
+        # How many kill it just now; and that somebody else took its status.
+        self._killers, self._lost = 0, cast("KernelError | None", None)
         self._began = 0.0
         # A signal handler may ask, too.
         self._lock = threading.RLock()
@@ -156,9 +158,7 @@ class Process:
 
     async def abandon(self) -> None:
         """
-        End it, whether or not it has begun, and let go of all; nothing cancels this. Idempotent.
-
-        Where this is interrupted, closing the sandbox does it again.
+        End it, begun or not, and let go of all; nothing cancels this, and closing the sandbox does it again.
 
         Raises:
             KernelError: EBUSY: it is in a call that nothing interrupts.
@@ -186,16 +186,13 @@ class Process:
 
     async def _spawn(self, io: Stdio, request: Request, deadline: float) -> None:
         engine = self.engine
-        if self.leaf is None:
-            taken = dict(engine.spec.security.rlimits) if engine.spec.security else ()
-            self.mark = engine.family.mark(engine.host.hard, taken)
+        if (leaf := self.leaf) is None:
+            self.mark = engine.mark()
             group = Group(tag=self.mark.limits)
         else:
             # Without clone3 it joins by itself, before it does anything else.
-            folder = None if "clone3" in engine.host.hidden else self.leaf.clone_folder
-            group = Group(
-                folder, f"/proc/{engine.pid}/ns/cgroup", self.leaf.join_files(), self.leaf.pids_bound
-            )
+            folder = None if "clone3" in engine.host.hidden else leaf.clone_folder
+            group = Group(folder, f"/proc/{engine.pid}/ns/cgroup", leaf.join_files(), leaf.pids_bound)
         code = encode_command(engine.spec, limited(engine.host), request, group)
         if len(code) > launcher.MAX_SIZE:
             # More than the kernel takes in any case, whatever the limit on the stack is.
@@ -261,7 +258,8 @@ class Process:
             if self._lost is not None:
                 raise self._lost
             # Asked again where the first who saw it end was interrupted before all was counted.
-            if self.returncode is None and self.pid and (found := self._wait()) is not None:
+            ended = self.returncode is not None or not self.pid or self._killers
+            if not ended and (found := self._wait()) is not None:
                 self._finish(found)
         return self.returncode
 
@@ -303,6 +301,10 @@ class Process:
         else waits may have done so by then.
         """
         waiter = self.engine.waiter
+        if self._killers:
+            # Until all of it is killed its end is not looked at.
+            await waiter.ready({}, min(deadline, waiter.now() + _LOOK))
+            return waiter.now() < deadline
         with self._lock:
             held = dup(self.pidfd) if self.pidfd >= 0 else Fd()
         with held as own:
@@ -334,21 +336,10 @@ class Process:
         if self.leaf is not None:
             self.leaf.release()
         give_back(self._lent)
-        self.outcome = self._judge(found.status)
+        self.outcome = policy.outcome(found.status, self._reason, self.usage, engine.lifetime_over)
         self.returncode = found.status
         # Last: a thread that closes the sandbox removes the leaf once nobody is in the list.
         engine.leave(self)
-
-    def _judge(self, status: int) -> Outcome:
-        if self._reason is not None and self._reason is not Outcome.KILLED:
-            return self._reason
-        if self.usage is not None and self.usage.oom_kills:
-            return Outcome.OUT_OF_MEMORY
-        if self.engine.lifetime_over:
-            return Outcome.LIFETIME
-        if self._reason is not None:
-            return self._reason
-        return Outcome.SIGNALED if status < 0 else Outcome.EXITED
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the command itself; nothing happens if it has ended."""
@@ -375,7 +366,16 @@ class Process:
 
     async def end(self, reason: Outcome) -> None:
         """Kill it for *reason*, as `kill`: many, or those who fork, take a while."""
-        await self.engine.waiter.work(lambda: self.kill(reason))
+        self.poll()
+        with self._lock:
+            if (all_of_it := self._doomed(reason)) is None:
+                return
+            self._killers += 1
+        try:
+            await self.engine.waiter.work(all_of_it)
+        finally:
+            with self._lock:
+                self._killers -= 1
 
     def kill(self, reason: Outcome = Outcome.KILLED) -> None:
         """
@@ -385,14 +385,16 @@ class Process:
         """
         self.poll()
         with self._lock:
-            if self.returncode is not None:
-                return
-            if self._reason is None:
-                self._reason = reason
-            if not self._executed:
-                # On its way into its group, where nobody would find it yet.
-                self._launch.kill()
-            if self.leaf is not None:
-                self.leaf.kill()
-            else:
-                self.mark.kill(self.pid, self.engine.pid)
+            if (all_of_it := self._doomed(reason)) is not None:
+                all_of_it()
+
+    def _doomed(self, reason: Outcome) -> Callable[[], None] | None:
+        """What kills all of it; None where it has ended. Its group is its own until that has been called."""
+        if self.returncode is not None:
+            return None
+        if self._reason is None:
+            self._reason = reason
+        if not self._executed:
+            # On its way into its group, where nobody would find it yet.
+            self._launch.kill()
+        return partial(self.mark.kill, self.pid, self.engine.pid) if self.leaf is None else self.leaf.kill

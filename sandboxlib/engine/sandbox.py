@@ -230,6 +230,11 @@ class Engine:
         with self._lock:
             self._processes.add(process)
 
+    def mark(self) -> tagged.Mark:
+        """What one more command's processes are told by, where there is no cgroup."""
+        taken = dict(self.spec.security.rlimits) if self.spec.security else ()
+        return self.family.mark(self.host.hard, taken)
+
     @property
     def commands(self) -> set[int]:
         """The numbers of those that are known to run."""
@@ -332,7 +337,12 @@ class Engine:
 
     async def _remove_group(self) -> None:
         if self.group is not None:
-            await self.waiter.work(self.group.close)
+            if self._joined_pids():
+                # Some may have come after the others were killed.
+                await self.waiter.work(self.group.close)
+            else:
+                await self.waiter.turn()
+                self.group.close()
 
     async def _release_ids(self) -> None:
         self.program.ids.release(self)
