@@ -197,7 +197,8 @@ async def _still(engine: Engine) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await verbs.resume(engine)
+        with engine.waiter.shield():
+            await verbs.resume(engine)
 
 
 async def export(engine: Engine, target: str | os.PathLike[str] | IO[bytes], most: Most) -> None:

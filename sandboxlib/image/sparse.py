@@ -45,9 +45,9 @@ def check(parts: Map, size: int, stored: int, where: str) -> None:
         raise ImageError(f"{where}: a map of holes for {total} bytes, and {stored} are stored")
 
 
-def of_file(fd: int, size: int, cancelled: Callable[[], None]) -> Map:
+def of_file(fd: int, size: int, cancelled: Callable[[], None], most: int = _MOST) -> Map:
     """
-    The parts of an open file that are not holes. Of very many small holes none counts.
+    The parts of an open file that are not holes. Where there would be *most* small holes do not count.
 
     Kernel: lseek(2), SEEK_DATA.
     """
@@ -65,7 +65,7 @@ def of_file(fd: int, size: int, cancelled: Callable[[], None]) -> Map:
             break
         found.append([begin, at])
         _join(found, least, len(found) - 1)
-        while len(found) >= _MOST:
+        while len(found) >= most:
             least *= 2
             _join(found, least, 1)
     if found and size - found[-1][1] < least:
