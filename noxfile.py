@@ -152,7 +152,7 @@ def test(session: nox.Session) -> None:
         failed = False
         if must & {"all", "lab"} and "-lab" not in must:
             # The lab first: a test which passed there need not be possible here.
-            failed = not run_in_lab(session, Path(folder))
+            failed = not run_in_lab(session, Path(folder), shared=True)
         records = os.pathsep.join(str(path) for path in sorted(Path(folder).glob("*.passed")))
 
         def on_this_machine(arguments: Sequence[str], settings: Mapping[str, str]) -> None:
@@ -197,12 +197,14 @@ def lab(session: nox.Session) -> None:
             session.error("tests failed in the lab, see above")
 
 
-def run_in_lab(session: nox.Session, records: Path) -> bool:
+def run_in_lab(session: nox.Session, records: Path, *, shared: bool = False) -> bool:
     """
     Run the tests in the lab, in each of `LAB_PLACES`; tell whether all passed.
 
-    Leaves in *records* one file for each place with the tests that passed.
+    Leaves in *records* one file for each place with the tests that passed. Where they are *shared*,
+    tests run in one of the places for all of them, and only those of limits in each: see tests/conftest.py.
     """
+    session.env["SANDBOXLIB_LAB_SHARED"] = "1" if shared else ""
     records.chmod(0o1777)  # the plain user in the machine writes here too
     # The other tests are the same on every machine, and slow in that one.
     chosen = any(argument.startswith("tests") for argument in session.posargs)
@@ -255,6 +257,7 @@ def in_the_lab(session: nox.Session, name: str, records: Path) -> Run:
     pytest += ["-m", f"({place.marks}) and not slow" if place.marks else "not slow"]
     fixed = {
         "SANDBOXLIB_LAB": name,
+        "SANDBOXLIB_LAB_SHARED": session.env["SANDBOXLIB_LAB_SHARED"] or "",
         "SANDBOXLIB_MUST_RUN": place.must_run,
         "PYTHONUTF8": "1",
         # The checkout is read-only there.

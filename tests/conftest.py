@@ -42,7 +42,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", usage)
     config.addinivalue_line("markers", "leaks: check that nothing is left behind, as in tests/kernel")
     config.addinivalue_line("markers", "qemu: shows what User-mode Linux cannot; the lab runs it in QEMU too")
-    config.addinivalue_line("markers", "spread: one of the lab's machines that run all tests runs it")
     _settle()
     if strange := needs.unknown(MUST_RUN):
         raise pytest.UsageError(f"SANDBOXLIB_MUST_RUN names no need: {', '.join(sorted(strange))}")
@@ -61,20 +60,21 @@ def pytest_configure(config: pytest.Config) -> None:
         CGroup().open().close()
 
 
-#: The places of the lab that run all tests.
+#: The places of the lab for all tests, and what only some of them can show.
 _ALIKE = ("root", "user", "session")
-#: What not all of them have.
-_SPECIAL = ("cgroup", "cgroup2", "apparmor")
+_SPECIAL = ("cgroup", "cgroup2", "apparmor", "psi", "subids", "lab")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """
-    In the lab, share out what is marked as `spread` among the machines that run all tests.
+    Where the lab's tests are shared out, leave out here what another of its machines runs.
 
-    Those are tests with many cases, or slow ones, of what hangs little on what the machine allows.
+    Tests of limits run in all of them: they hang on what a machine allows. Of the others each runs in one.
     """
     here = os.environ.get("SANDBOXLIB_LAB")
-    others = [item for item in items if here in _ALIKE and _place(item) not in (None, here)]
+    if here not in _ALIKE or not os.environ.get("SANDBOXLIB_LAB_SHARED"):
+        return
+    others = [item for item in items if _place(item) not in (None, here)]
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
@@ -83,9 +83,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _place(item: pytest.Item) -> str | None:
     """The only one of `_ALIKE` that runs it, if there is one."""
     marks = {mark.name for mark in item.iter_markers()}
-    if "spread" not in marks or not marks.isdisjoint(_SPECIAL):
+    if not marks.isdisjoint(_SPECIAL):
         return None
-    return _ALIKE[0] if "root" in marks else _ALIKE[zlib.crc32(item.nodeid.encode()) % len(_ALIKE)]
+    # What needs no root is shared by those who are not; the other machine has enough with the rest.
+    return _ALIKE[0] if "root" in marks else _ALIKE[1 + zlib.crc32(item.nodeid.encode()) % 2]
 
 
 #: What may be set for who runs the tests, and would lead them, or the programs that they start, elsewhere.

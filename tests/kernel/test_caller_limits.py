@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from kernel.probe.outside import _PRELUDE, TESTS, WHO, program
 
-pytestmark = [pytest.mark.userns, pytest.mark.spread]
+pytestmark = [pytest.mark.userns]
 
 #: The lowest with which a Python program that starts sandboxes is still one.
 LOWEST = {

@@ -16,7 +16,7 @@ import pytest
 
 from sandboxlib.doctor import DEFAULT
 
-pytestmark = [pytest.mark.userns, pytest.mark.spread]
+pytestmark = [pytest.mark.userns]
 
 CLI = [sys.executable, "-m", "sandboxlib"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.userns, pytest.mark.spread]
+pytestmark = [pytest.mark.userns]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: What each has to say, in this order.

@@ -16,7 +16,7 @@ from sandboxlib import Sandbox, Security
 
 import filters
 
-pytestmark = [pytest.mark.root, pytest.mark.userns, pytest.mark.spread]
+pytestmark = [pytest.mark.root, pytest.mark.userns]
 
 LOOK = """
 import json

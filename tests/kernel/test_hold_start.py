@@ -11,7 +11,7 @@ from kernel.probe.outside import WHO, program
 from sandboxlib.blocking import PIPE, Sandbox
 from sandboxlib.namespace import Namespace
 
-pytestmark = [pytest.mark.userns, pytest.mark.timeout(180), pytest.mark.spread]
+pytestmark = [pytest.mark.userns, pytest.mark.timeout(180)]
 
 #: Stops all that it may, and goes on. It says "r" when it begins.
 STOPPER = """

@@ -30,7 +30,7 @@ from sandboxlib import (
 )
 
 BUSYBOX = shutil.which("busybox") or ""
-pytestmark = [pytest.mark.userns, pytest.mark.overlay, pytest.mark.tool("busybox"), pytest.mark.spread]
+pytestmark = [pytest.mark.userns, pytest.mark.overlay, pytest.mark.tool("busybox")]
 WHEN = "2026-01-02T03:04:05Z"
 APPLETS = [
     "sh",

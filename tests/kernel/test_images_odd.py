@@ -22,7 +22,7 @@ from images import put
 from layers import base256, file, folder, symlink
 
 pytestmark = [pytest.mark.userns, pytest.mark.overlay, pytest.mark.tool("busybox")]
-pytestmark += [pytest.mark.root, pytest.mark.spread]
+pytestmark += [pytest.mark.root]
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,6 @@ import registries
 from images import put
 
 pytestmark = [
-    pytest.mark.spread,
     pytest.mark.userns,
     pytest.mark.overlay,
     pytest.mark.root,

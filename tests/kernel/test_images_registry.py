@@ -22,7 +22,6 @@ import registries
 from registries import Fault, Proxy, serve
 
 pytestmark = [
-    pytest.mark.spread,
     pytest.mark.userns,
     pytest.mark.overlay,
     pytest.mark.netns,

@@ -163,38 +163,36 @@ def test_a_missing_controller_says_which_there_are(version: int) -> None:
     assert reason.startswith("controllers that the tests may use here are v1: ")
 
 
-def test_what_is_spread_runs_once_in_the_lab(
-    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_where_the_lab_is_shared_each_test_runs_once_in_it_and_those_of_limits_everywhere(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite.makepyfile(
         test_suite="""
         import pytest
 
-        @pytest.mark.spread
         @pytest.mark.parametrize("number", range(12))
-        def test_shared_out(number): pass
+        def test_of_any(number): pass
 
-        @pytest.mark.spread
-        @pytest.mark.cgroup2
-        def test_of_cgroups(): pass
+        @pytest.mark.cgroup("memory")
+        def test_of_a_limit(): pass
 
-        @pytest.mark.spread
         @pytest.mark.root
         def test_of_root(): pass
-
-        def test_of_all(): pass
         """
     )
-    listed = {}
-    for place in ("root", "user", "session", "qemu", ""):
+
+    def listed(place: str) -> list[str]:
         monkeypatch.setenv("SANDBOXLIB_LAB", place)
         lines = run(suite, "--collect-only", "-q").stdout.lines
-        listed[place] = sorted(line.partition("::")[2] for line in lines if "::" in line)
-    alike = [listed[place] for place in ("root", "user", "session")]
-    always = {"test_of_all", "test_of_cgroups"}
-    assert all(always <= set(names) for names in alike)
-    assert ["test_of_root" in names for names in alike] == [True, False, False]
-    assert sorted(name for names in alike for name in names if "shared_out" in name) == sorted(
-        f"test_shared_out[{number}]" for number in range(12)
-    )
-    assert len(listed["qemu"]) == len(listed[""]) == 15
+        return sorted(line.partition("::")[2] for line in lines if "::" in line)
+
+    monkeypatch.delenv("SANDBOXLIB_LAB_SHARED", raising=False)
+    whole = listed("user")
+    assert len(whole) == 14
+    monkeypatch.setenv("SANDBOXLIB_LAB_SHARED", "1")
+    places = {place: listed(place) for place in ("root", "user", "session")}
+    assert [place for place, names in places.items() if "test_of_root" in names] == ["root"]
+    assert all("test_of_a_limit" in names for names in places.values())
+    shared = sorted(name for names in places.values() for name in names if "of_any" in name)
+    assert shared == [name for name in whole if "of_any" in name]
+    assert listed("qemu") == whole
