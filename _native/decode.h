@@ -49,7 +49,7 @@ static inline int check_record(const char *base, const struct sbx_record *r, uin
 {
 	uint64_t size = r->size;
 
-	if (r->op < SBX_SYSCALL || r->op > SBX_FILES || r->pointers > 63)
+	if (r->op < SBX_SYSCALL || r->op > SBX_WATCH || r->pointers > 63)
 		return 0;
 	if (size > sizeof *r && base[size - 1])
 		return 0;

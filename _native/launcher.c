@@ -29,7 +29,9 @@
 #define EXDEV		18
 #define ETOOMANYREFS	109
 #define ECONNREFUSED	111
+#define SIGKILL		9
 #define SIGCHLD		17
+#define CLOCK_MONOTONIC	1
 #define POLLIN		1
 #define MSG_NOSIGNAL	0x4000
 #define MSG_CMSG_CLOEXEC 0x40000000
@@ -44,6 +46,7 @@
 #define SEEK_DATA	3
 #define SEEK_HOLE	4
 #define AT_FDCWD	(-100)
+#define WATCHED		8	/* the child that is watched, behind it who is told, and its group's cgroup.kill */
 #define SIG_SETMASK	2
 #define RLIMIT_NOFILE	7
 #define PR_GET_DUMPABLE	3
@@ -59,6 +62,7 @@ struct pollfd { int32_t fd; int16_t events, revents; };
 struct timespec { int64_t sec, nsec; };
 
 static int32_t child;		/* the last that was cloned */
+static uint64_t began;		/* when, if that was asked for */
 
 /* ---- reports ------------------------------------------------------------ */
 
@@ -328,6 +332,42 @@ static __attribute__((noreturn)) void be_init(int32_t owner, uint64_t ms, int32_
 	quit(rv ? 0 : SBX_LIFETIME_OVER);	/* and the kernel kills all that is left in the PID namespace */
 }
 
+static uint64_t nanoseconds(void)
+{
+	struct timespec t = { 0, 0 };
+
+	sys2(SYS_clock_gettime, CLOCK_MONOTONIC, (long)&t);
+	return (uint64_t)t.sec * 1000000000 + (uint64_t)t.nsec;
+}
+
+/*
+ * See the child's end, whatever the program is busy with, and be it by ending it. Nothing is kept that
+ * somebody could wait for to be closed: the child's streams above all.
+ */
+static void watch(uint64_t limit, long tell, long group)
+{
+	struct pollfd p = { WATCHED, POLLIN, 0 };
+	uint64_t lived = nanoseconds() - began, left = limit > lived ? limit - lived : 0;
+	struct timespec t = { (int64_t)(left / 1000000000), (int64_t)(left % 1000000000) };
+	long rv = place(sys2(SYS_pidfd_open, child, 0), WATCHED);	/* nothing: it has ended, and been reaped by the kernel */
+
+	sys3(SYS_dup3, tell, WATCHED + 1, 0);
+	if (group >= 0)
+		sys3(SYS_dup3, group, WATCHED + 2, 0);
+	sys3(SYS_close_range, 0, WATCHED - 1, 0);
+	sys3(SYS_close_range, WATCHED + (group >= 0 ? 3 : 2), ~0u, 0);
+	while (rv >= 0 && (rv = sys5(SYS_ppoll, (long)&p, 1, limit ? (long)&t : 0, 0, 8)) <= 0) {
+		if (rv < 0)
+			continue;
+		if (group >= 0)
+			sys3(SYS_write, WATCHED + 2, (long)"1", 1);
+		sys4(SYS_pidfd_send_signal, WATCHED, SIGKILL, 0, 0);
+		limit = 0;	/* and see it end */
+	}
+	lived = nanoseconds() - began;
+	sys3(SYS_write, WATCHED + 1, (long)&lived, sizeof lived);
+}
+
 static long connect_until(long fd, const void *address, long len, uint64_t ms)
 {
 	/* A listening socket tells nobody that it has begun to listen. */
@@ -464,9 +504,15 @@ static long carry_out(struct sbx_record *r, char *mapping, uint64_t mapped, int 
 	case SBX_POINTER:
 		*(uint64_t *)(base + r->size + r->args[0]) = (uint64_t)(base + r->size + r->args[1]);
 		return 0;
+	case SBX_WATCH:
+		watch(a[0], (long)a[1], (int32_t)a[2]);
+		return 0;
 	case SBX_CLONE: {
-		long rv = clone_and_run(r, base + r->size, mapping, mapped);
+		long rv;
 
+		if (a[3])
+			began = nanoseconds();
+		rv = clone_and_run(r, base + r->size, mapping, mapped);
 		child = (int32_t)rv;
 		return rv;
 	}

@@ -24,6 +24,7 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -50,6 +51,7 @@ struct sbx_launch {
 	int child;	/* the child's pid, or 0 */
 	int ended;	/* the child was waited for; -1: by somebody else, who has its status */
 	int status;	/* how it ended, as wait(2) tells it, and what it used */
+	int executed;	/* it was the command by then, and no more the launcher's child */
 	double user, system;
 	long read, written;
 };
@@ -376,14 +378,43 @@ static int sbx_reap(struct sbx_launch *launch)
 	return rv != 0;
 }
 
+/* Has process *pid*, alive or dead, executed anything since it was made? */
+static int has_executed(int pid)
+{
+	char path[32], text[512], *at;
+	unsigned flags = 0;
+	int fd;
+	ssize_t n;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 1;
+	n = read(fd, text, sizeof text - 1);
+	close(fd);
+	text[n > 0 ? n : 0] = 0;
+	/* The name may hold spaces and brackets: its flags are the seventh field after the last bracket. */
+	at = strrchr(text, ')');
+	if (!at || sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) != 1)
+		return 1;
+	return !(flags & 0x40);	/* PF_FORKNOEXEC of linux/sched.h: proc_pid_stat(5), field 9 */
+}
+
 /* The same for the child; its status and what it used stay in *launch*. -ECHILD: somebody else has them. */
 static int sbx_wait(struct sbx_launch *launch)
 {
+	siginfo_t how = { .si_pid = 0 };
 	struct rusage used;
 	int status, rv;
 
 	if (launch->ended || !launch->child)
 		return launch->ended < 0 ? -ECHILD : 1;
+	/* As long as it is there it can be asked what killed it, and when. */
+	if (waitid(P_PID, (id_t)launch->child, &how, WEXITED | WNOHANG | WNOWAIT) == 0) {
+		if (how.si_pid == 0)
+			return 0;
+		launch->executed = how.si_code != CLD_KILLED || how.si_status != SIGKILL || has_executed(launch->child);
+	}
 	rv = wait4(launch->child, &status, WNOHANG, &used);
 	if (rv < 0) {
 		if (errno == ECHILD)

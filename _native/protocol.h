@@ -20,7 +20,7 @@ enum sbx_op {
 	SBX_SYSCALL = 1,	/* nr(args...) */
 	SBX_WRITE = 2,		/* openat(args[0], path args[1], args[2], args[3]); write args[4], args[5] bytes; close */
 	SBX_POINTER = 3,	/* in the next record: put the address of offset args[1] at offset args[0] */
-	SBX_CLONE = 4,		/* clone3(args[0], cgroup args[1]); the child runs the next args[2] bytes */
+	SBX_CLONE = 4,		/* clone3(args[0], cgroup args[1]); the child runs the next args[2] bytes; args[3]: look at the clock */
 	SBX_CHILD_WRITE = 5,	/* write args[4], args[5] bytes to /proc/<child>/<args[1]> */
 	SBX_REPORT = 6,		/* tell the program: kind args[0], with descriptor args[1] if >= 0 */
 	SBX_EXEC = 7,		/* execve: args[0] paths, args[1] arguments, args[2] variables at offset args[3] */
@@ -33,6 +33,8 @@ enum sbx_op {
 	SBX_STATS = 14,		/* tell what each of the args[2] names at args[1] in the folder args[0] is, by flags args[3] */
 	SBX_FITS = 15,		/* EAGAIN if the number in file args[0], such as pids.current, is above args[1] */
 	SBX_FILES = 16,		/* tell what stands in the args[1] files whose names args[0] is, args[2] bytes at most of each; `value` is which */
+	SBX_WATCH = 17,		/* kill the child, and by cgroup.kill args[2] if >= 0 its group, args[0] ns after its start if not 0;
+				 * write the ns that it lived to args[1] */
 };
 
 enum sbx_flag {

@@ -4,6 +4,7 @@
 
 #include <asm/unistd.h>
 
+#define SYS_clock_gettime	__NR_clock_gettime
 #define SYS_clone		__NR_clone
 #define SYS_clone3		__NR_clone3
 #define SYS_close		__NR_close
@@ -28,7 +29,11 @@
 #define SYS_sendmsg		__NR_sendmsg
 #define SYS_statx		__NR_statx
 #define SYS_write		__NR_write
-#define SYS_openat2		437	/* on all machines; headers before Linux 5.6 lack it */
+/* On all machines the same; headers before Linux 5.1, 5.3, 5.6 and 5.9 lack them. */
+#define SYS_pidfd_send_signal	424
+#define SYS_pidfd_open		434
+#define SYS_close_range		436
+#define SYS_openat2		437
 
 #if defined(__x86_64__)
 static inline long sys6(long nr, long a, long b, long c, long d, long e, long f)

@@ -43,6 +43,7 @@ class _Lib:
     SBX_STATS: Final[int]
     SBX_FITS: Final[int]
     SBX_FILES: Final[int]
+    SBX_WATCH: Final[int]
     SBX_POSITIVE: Final[int]
     SBX_ABSOLUTE: Final[int]
     SBX_EACH: Final[int]

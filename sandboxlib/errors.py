@@ -140,8 +140,9 @@ class KernelError(SandboxError, OSError):
     def __init__(self, errno: int, call: str, step: str = "", hint: str = "") -> None:
         self.call = call
         self.step = step
-        name = call.split("(", 1)[0].strip()
-        self.hint = hint or HINTS.get((name, errno), "")
+        name, _, arguments = call.partition("(")
+        file = f"{name} {arguments.partition(',')[0]}"
+        self.hint = hint or HINTS.get((name.strip(), errno)) or HINTS.get((file, errno), "")
         super().__init__(errno, call)
         self._tell(errno)
 

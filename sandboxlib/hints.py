@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-#: By the call and the errno.
+#: By the call and the errno; what writes to a file is known by both.
 HINTS: dict[tuple[str, int], str] = {
     (
         "clone3",
@@ -46,6 +46,11 @@ HINTS: dict[tuple[str, int], str] = {
         "write /proc/self/uid_map",
         errno.EPERM,
     ): "the range is not the caller's: see /etc/subuid and newuidmap(1)",
+    (
+        "write /proc/<child>/uid_map",
+        errno.EPERM,
+    ): "the program lacks CAP_SETUID, CAP_SETGID or CAP_SETFCAP, or /proc is another PID namespace's",
+    ("write /proc/<child>/uid_map", errno.EROFS): "/proc is mounted read-only here",
     ("seccomp", errno.EINVAL): "the kernel refused the filter program",
     ("seccomp", errno.EACCES): "a filter needs no_new_privs or CAP_SYS_ADMIN",
     ("pids.current", errno.EAGAIN): "as many processes as its pids limit lets are in the sandbox",

@@ -99,7 +99,9 @@ class Host:
         limits: The program's own hard resource limits by name, those that are finite; filled in when a
             sandbox or a command begins, see `sandboxlib.engine.current`.
         descriptors: Its soft limit on descriptors; filled in as well.
-        raises_limits: It may set resource limits above its own: CAP_SYS_RESOURCE.
+        raises_limits: It may set resource limits above its own, and lower ``oom_score_adj``:
+            CAP_SYS_RESOURCE.
+        oom_score_adj: The program's own; filled in as well.
         subuids, subgids: Subordinate (start, count), if newuidmap(1) and newgidmap(1) can be used.
         subids_fault: What is wrong with those that the user was given, and what to do; empty where he was
             given none, or can use them.
@@ -132,6 +134,7 @@ class Host:
     limits: tuple[tuple[str, int], ...] = ()
     descriptors: int = 1024
     raises_limits: bool = False
+    oom_score_adj: int = 0
     subuids: tuple[int, int] | None = None
     subgids: tuple[int, int] | None = None
     subids_fault: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,6 +116,26 @@ class _Teller(Capture):
             self._on_line(self._name, line)
 
 
+class _Bounds(NamedTuple):
+    """
+    How much a command may write.
+
+    Attributes:
+        together: Bytes of both streams, or None.
+        each: No stream may be longer than what is kept of it.
+    """
+
+    together: int | None
+    each: bool
+
+    def are_passed(self, captures: Iterable[Capture]) -> bool:
+        """Did they write more?"""
+        found = list(captures)
+        if self.each and any(capture.over for capture in found):
+            return True
+        return self.together is not None and sum(capture.total for capture in found) > self.together
+
+
 class _Clock:
     """When a limit on time has to be looked at again."""
 
@@ -168,7 +188,7 @@ async def communicate(
     stdin, out, err = (fd.fileno() for fd in (process.stdin, process.stdout, process.stderr))
     clock = _Clock(process, limits, waiter.now(), os.cpu_count() or 1)
     waiting = dict.fromkeys(captures, READ)
-    cap = limits.output if limits is not None else None
+    bounds = _Bounds(limits.output if limits is not None else None, kill_past)
     for fd in (*captures, *([stdin] if stdin >= 0 else [])):
         os.set_blocking(fd, False)
     if view and stdin >= 0:
@@ -181,12 +201,10 @@ async def communicate(
         for fd in ready & captures.keys():
             if not _drain(fd, captures[fd]):
                 del waiting[fd]
-        if cap is not None and sum(capture.total for capture in captures.values()) > cap:
+        if not process.past_output and bounds.are_passed(captures.values()):
+            # First: it may have ended by itself meanwhile, which is what the kill finds then.
+            process.past_output = True
             await process.end(Outcome.OUTPUT_LIMIT)
-            cap = None
-        if kill_past and any(capture.over for capture in captures.values()):
-            await process.end(Outcome.OUTPUT_LIMIT)
-            kill_past = False
         if stdin in ready:
             view = _feed(stdin, view)
             if not view:
@@ -203,9 +221,11 @@ async def communicate(
         elif now >= clock.next and (reason := clock.check(now)) is not None:
             await process.end(reason)
             clock.next = inf
-    await process.ended()
+    # What it wrote last counts as well, before it is said how it ended.
     for fd in waiting.keys() & captures.keys():
         _drain(fd, captures[fd], whole=True)
+    process.past_output = bounds.are_passed(captures.values())
+    await process.ended()
     process.release()
     killed = process.outcome is not Outcome.EXITED
     stdout, stderr = (captures[fd].result(killed=killed) if fd >= 0 else None for fd in (out, err))

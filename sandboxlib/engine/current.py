@@ -13,7 +13,7 @@ from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.host import CGroupHost, Host
 from sandboxlib.kernel import folders
 from sandboxlib.kernel.cgroup import above, acquire, sweep
-from sandboxlib.kernel.limits import Own
+from sandboxlib.kernel.limits import Own, oom_score_adj
 from sandboxlib.kernel.limits import own as own_limits
 from sandboxlib.kernel.owner import Owner, remove_locks
 from sandboxlib.kernel.probe import probe, view
@@ -115,15 +115,16 @@ class Program:
             files: Which bind sources are files.
             fault: Why there is no overlay.
         """
-        return self._seen(files, fault, own_limits(), _bounds(self.host.cgroups))
+        return self._seen(files, fault, own_limits(), _bounds(self.host.cgroups), oom_score_adj())
 
-    def _see(self, files: frozenset[str], fault: str, limits: Own, bounds: _Above) -> Host:
+    def _see(self, files: frozenset[str], fault: str, limits: Own, bounds: _Above, score: int) -> Host:
         return attrs.evolve(
             self.host,
             files=files,
             overlay_fault=fault,
             limits=limits.hard,
             descriptors=limits.descriptors,
+            oom_score_adj=score,
             cgroups=_below(self.host.cgroups, bounds),
         )
 

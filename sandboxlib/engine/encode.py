@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxlib.errors import KernelError
 from sandboxlib.kernel import program
-from sandboxlib.plan.command import GROUPS, Group, Kind, Request, fixed, kind_of, opened
+from sandboxlib.plan.command import GROUPS, Group, Kind, Request, fixed, kind_of, opened, watched
 from sandboxlib.plan.flags import AT_FDCWD, O_CLOEXEC, O_WRONLY
 from sandboxlib.plan.steps import (
     Action,
@@ -31,6 +31,7 @@ from sandboxlib.plan.steps import (
     Step,
     Template,
     Variable,
+    Watch,
     Write,
     flatten,
 )
@@ -75,7 +76,8 @@ class Compiled(NamedTuple):
                 found.append(_encode(part[0], part[1], values))
             else:
                 clone, index, child = part
-                found.append(program.clone(clone.flags, child.fill(values), index, clone.cgroup))
+                code = child.fill(values)
+                found.append(program.clone(clone.flags, code, index, clone.cgroup, timed=clone.timed))
         return b"".join(found)
 
 
@@ -125,8 +127,10 @@ def _encode(step: Step, index: int, values: Values) -> bytes:
             return b""
         case Join(stage, _):
             return _join(stage, index, values)
-        case Clone(flags, child, _, cgroup):
-            return program.clone(flags, encode(child, values, index + 1), index, cgroup)
+        case Clone(flags, child, _, cgroup, timed):
+            return program.clone(flags, encode(child, values, index + 1), index, cgroup, timed=timed)
+        case Watch(nanoseconds, tell, _, group):
+            return program.watch(nanoseconds, tell, group, index)
         case ChildWrite(name, data, _):
             return program.child_write(name, _text(data, values), index)
         case OpenChild(name, _, out):
@@ -192,22 +196,25 @@ def failure(steps: tuple[Step, ...], index: int, errno: int) -> KernelError:
 
 
 @lru_cache(256)
-def _fixed(spec: SandboxSpec, host: Host, kind: Kind) -> tuple[bytes, bytes, int, int, bytes]:
+def _fixed(spec: SandboxSpec, host: Host, kind: Kind) -> tuple[bytes, bytes, int, int, bytes, int]:
     parts = fixed(spec, host, kind)
     first = kind.opened
     index = first + len(parts.before)
     child = encode(parts.child, index=index + 1)
-    report = encode((parts.report,), index=index + len(parts.child) + 2)
-    return encode(parts.before, index=first), child, parts.flags, index, report
+    last = index + len(parts.child) + 2
+    report = encode((parts.report,), index=last)
+    return encode(parts.before, index=first), child, parts.flags, index, report, last
 
 
 def encode_command(spec: SandboxSpec, host: Host, request: Request, group: Group) -> bytes:
     """The program of `sandboxlib.plan.command.command`, most of which is made once."""
     kind = kind_of(request, group)
-    before, child, flags, index, report = _fixed(spec, host, kind)
+    before, child, flags, index, report, last = _fixed(spec, host, kind)
     execute = program.execute(request.paths, request.argv, request.env, index + 1)
-    clone = program.clone(flags, child + execute, index, GROUPS if kind.into else -1)
-    return b"".join((_opened(group), before, clone, report))
+    cgroup, timed = GROUPS if kind.into else -1, bool(request.wall_time)
+    clone = program.clone(flags, child + execute, index, cgroup, timed=timed)
+    watch = encode(watched(request, kind), index=last + 1) if timed else b""
+    return b"".join((_opened(group), before, clone, report, watch))
 
 
 @lru_cache(1024)

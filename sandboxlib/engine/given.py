@@ -15,6 +15,7 @@ from sandboxlib.plan.start import hosts, joined, namespaces
 from sandboxlib.plan.streams import Given
 
 if TYPE_CHECKING:
+    from sandboxlib.engine.clock import Clock
     from sandboxlib.engine.sandbox import Engine
     from sandboxlib.host import Host
     from sandboxlib.plan.command import Request
@@ -96,13 +97,19 @@ def given(files: tuple[Handed, ...], spec: SandboxSpec, host: Host) -> tuple[Giv
 
 
 @contextlib.contextmanager
-def users_of(engine: Engine, request: Request) -> Iterator[tuple[int, ...]]:
-    """The sandbox's user namespace, by which files are mapped, as the launcher is to have it; if they are."""
-    if any(one.shown for one in request.given):
-        with openat(engine.namespace_path("user"), os.O_RDONLY, why="files are mapped by it") as fd:
-            yield (fd,)
-    else:
-        yield ()
+def further(engine: Engine, request: Request, clock: Clock) -> Iterator[tuple[int, ...]]:
+    """
+    What a command's launcher has besides its streams.
+
+    Pid 1, and where they are needed the user namespace by which files are mapped, and the *clock*. Each has a
+    number of its own, whether or not those before it are there.
+    """
+    with contextlib.ExitStack() as stack:
+        users = engine.pidfd
+        if any(one.shown for one in request.given):
+            opened = openat(engine.namespace_path("user"), os.O_RDONLY, why="files are mapped by it")
+            users = stack.enter_context(opened)
+        yield (engine.pidfd, users, clock.begin()) if request.wall_time else (engine.pidfd, users)
 
 
-__all__ = ["Handed", "given", "handed", "let_in", "users_of"]
+__all__ = ["Handed", "further", "given", "handed", "let_in"]

@@ -13,7 +13,7 @@ from sandboxlib.engine.patience import LONGEST, answer, left
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError
 from sandboxlib.kernel import launcher
-from sandboxlib.kernel.descriptor import Fd, pidfd_open, pipe, private
+from sandboxlib.kernel.descriptor import Fd, go_on, pidfd_open, pipe, private
 from sandboxlib.plan.start import maps_by_tool, namespaces, to_join
 from sandboxlib.plan.steps import Plan
 
@@ -101,7 +101,7 @@ class Init:
             if report.kind == launcher.CHILD:
                 if sync:
                     await self._map_ids(spec, host)
-                    os.write(sync.fileno(), b"!")
+                    go_on(sync)
             elif report.kind == launcher.READY and connections is not None:
                 # Pid 1 goes on meanwhile, and will say once more that it is ready; or why it is not, which
                 # explains why there was nothing to connect.

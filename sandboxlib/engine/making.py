@@ -14,7 +14,7 @@ from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError
 from sandboxlib.host import Host
 from sandboxlib.kernel import launcher
-from sandboxlib.kernel.descriptor import Fd, pidfd_open, pipe
+from sandboxlib.kernel.descriptor import Fd, go_on, pidfd_open, pipe
 from sandboxlib.namespace import Namespace
 from sandboxlib.plan.flags import CLONE_NEWUSER, O_CLOEXEC, Named
 from sandboxlib.plan.ids import id_map
@@ -102,7 +102,7 @@ async def make(
                 if by_tool:
                     spec = SandboxSpec(namespaces=[recipe.user] if recipe.user else [])
                     await waiter.work(partial(write_maps, launch.pid, spec, host))
-                    os.write(write.fileno(), b"!")
+                    go_on(write)
             elif report.kind == launcher.READY:
                 fds.append(report.fd)
             else:

@@ -38,6 +38,10 @@ HELD = "something inside holds it: a signal that stops it, a lease, or a file sy
 _LOOK, _IDLE = 0.2, 3
 
 
+class TooLateError(Exception):
+    """The deadline came before a command had started."""
+
+
 def _never() -> bool:
     return False
 
@@ -177,4 +181,15 @@ async def reap_late(waiter: Waiter) -> None:
     late.clear()
 
 
-__all__ = ["HELD", "LONGEST", "PATIENCE", "answer", "emptied", "killed", "left", "patiently", "reap_late"]
+__all__ = [
+    "HELD",
+    "LONGEST",
+    "PATIENCE",
+    "TooLateError",
+    "answer",
+    "emptied",
+    "killed",
+    "left",
+    "patiently",
+    "reap_late",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -13,19 +12,18 @@ from math import inf
 from typing import TYPE_CHECKING, cast
 
 from sandboxlib.engine import policy
-from sandboxlib.engine.current import limited
-from sandboxlib.engine.encode import encode_command
-from sandboxlib.engine.given import users_of
+from sandboxlib.engine.clock import Clock
+from sandboxlib.engine.given import further
 from sandboxlib.engine.once import Once
-from sandboxlib.engine.patience import LONGEST, answer, emptied, left
-from sandboxlib.engine.refusal import refusal
-from sandboxlib.engine.request import requested
+from sandboxlib.engine.patience import LONGEST, TooLateError, answer, emptied, left
+from sandboxlib.engine.refusal import refusal, taken, unheard
+from sandboxlib.engine.request import encoded, requested
 from sandboxlib.engine.stdio import Stdio, give_back
 from sandboxlib.engine.waiter import READ
 from sandboxlib.errors import KernelError, SandboxError, StateError
 from sandboxlib.kernel import launcher, tagged
 from sandboxlib.kernel.descriptor import Fd, dup
-from sandboxlib.plan.command import Group, Request
+from sandboxlib.plan.command import Request
 from sandboxlib.result import Outcome, Usage
 
 if TYPE_CHECKING:
@@ -41,10 +39,6 @@ _MOMENT = 0.1
 _LOOK = 0.01
 
 
-class _TooLateError(Exception):
-    """The deadline came before the command had started."""
-
-
 class Process:
     """
     A command that was started.
@@ -55,6 +49,7 @@ class Process:
         terminal: Our end of its terminal, if it has one.
         returncode: None while it runs.
         outcome, usage: None while it runs.
+        past_output: It wrote more than it may; known before it is said how it ended.
     """
 
     def __init__(self, engine: Engine, args: object) -> None:
@@ -69,10 +64,10 @@ class Process:
         # Without cgroups: what its processes are told by.
         self.mark = tagged.Mark(engine.family, 0)
         self._executed, self._lent = False, tuple[tuple[Fd, int], ...]()
-        self._reason: Outcome | None = None
+        self._clock, self.past_output = Clock(), False
+        self._limits, self._reason = cast("Limits | None", None), cast("Outcome | None", None)
         # How many kill it just now; and that somebody else took its status.
-        self._killers, self._lost = 0, cast("KernelError | None", None)
-        self._began = 0.0
+        self._killers, self._lost, self._began = 0, cast("KernelError | None", None), 0.0
         # A signal handler may ask, too.
         self._lock = threading.RLock()
 
@@ -110,7 +105,7 @@ class Process:
             StateError: The sandbox is closed or paused.
             KernelError: A step failed; it says which.
         """
-        engine = self.engine
+        engine, self._limits = self.engine, limits
         streams, once = io if isinstance(io, Stdio) else None, Once()
         try:
             await engine.waiter.turn()
@@ -129,7 +124,7 @@ class Process:
             if streams is not None:
                 streams.close()
             self.release()
-            if isinstance(error, _TooLateError):
+            if isinstance(error, TooLateError):
                 return False
             if isinstance(error, SandboxError) and engine.closed:
                 # Whatever it found missing, that is why.
@@ -166,8 +161,8 @@ class Process:
         engine, launch, leaf = self.engine, self._launch, self.leaf
         with engine.waiter.shield():
             if launch.control >= 0:
-                # It waits for nobody, so it has ended, or is about to.
-                await left(engine.waiter, launch)
+                # It waits for nobody but the command, so it has ended, or is about to.
+                await left(engine.waiter, launch, kill=self._clock.kept)
                 # What it had to say of a child is there.
                 for report in launch.pending():
                     self._hear(report)
@@ -186,36 +181,33 @@ class Process:
 
     async def _spawn(self, io: Stdio, request: Request, deadline: float) -> None:
         engine = self.engine
-        if (leaf := self.leaf) is None:
+        if self.leaf is None:
             self.mark = engine.mark()
-            group = Group(tag=self.mark.limits)
-        else:
-            # Without clone3 it joins by itself, before it does anything else.
-            folder = None if "clone3" in engine.host.hidden else leaf.clone_folder
-            group = Group(folder, f"/proc/{engine.pid}/ns/cgroup", leaf.join_files(), leaf.pids_bound)
-        code = encode_command(engine.spec, limited(engine.host), request, group)
-        if len(code) > launcher.MAX_SIZE:
-            # More than the kernel takes in any case, whatever the limit on the stack is.
-            raise KernelError(errno.E2BIG, f"execve({os.fsdecode(request.argv[0])!r})", "the command")
+        code, group = encoded(engine, self.leaf, request, self.mark.limits)
         launch = self._launch
         self._began = engine.waiter.now()
-        with users_of(engine, request) as users:
-            launch.begin(code, engine.pidfd, *users, stdio=io.theirs)
+        with further(engine, request, self._clock) as fds:
+            launch.begin(code, *fds, stdio=io.theirs)
         failed = await self._started(deadline)
-        # It waits for nobody, so it has ended, or is about to.
-        await left(engine.waiter, launch)
+        if not request.wall_time or failed is not None:
+            # It waits for nobody, so it has ended, or is about to.
+            await left(engine.waiter, launch)
         if failed is not None:
             if self.pid:
                 await self.ended()
             raise await refusal(engine, self.args, failed, request, group)
         if not self.pid:
-            raise KernelError(errno.EPIPE, f"recvmsg({launch.control})", "the launcher ended without a word")
+            request = await unheard(engine.waiter, launch, self.leaf, request)
+            launch.hang_up()
+            self._launch, self._executed = launcher.Launch(), False
+            return await self._spawn(io, request, deadline)
         launch.hang_up()
         if self.pidfd < 0:
             self.poll()
         if self.leaf is not None:
             # A limit may have been added meanwhile that needs a hierarchy more.
             self.leaf.joined(group.files)
+        return None
 
     async def _started(self, deadline: float) -> launcher.Reported | None:
         """
@@ -230,7 +222,7 @@ class Process:
             if not await answer(
                 engine.waiter, fds, pid, what, deadline=deadline, excused=lambda: engine.frozen
             ):
-                raise _TooLateError
+                raise TooLateError
             report = launch.hear()
             if report is None:
                 self._executed = True
@@ -274,6 +266,9 @@ class Process:
             if not await self.over(deadline) and self.engine.waiter.now() >= deadline:
                 raise KernelError(errno.EBUSY, f"wait4({self.pid})", "a command that was killed is to end")
         assert self.returncode is not None
+        if self._clock.kept:
+            await left(self.engine.waiter, self._launch)
+            self._clock.close()
         return self.returncode
 
     async def gone(self) -> None:
@@ -321,23 +316,23 @@ class Process:
             self.engine.leave(self)
             if self.leaf is not None:
                 self.leaf.release()
-            self._lost = KernelError(
-                errno.ECHILD,
-                f"wait4({self.pid})",
-                "the command's status",
-                "someone else in this program reaped it: SIGCHLD is ignored, or a wait for any child",
-            )
+            self._lost = taken(self.pid)
             raise self._lost from error
 
     def _finish(self, found: launcher.Ended) -> None:
         engine = self.engine
         if self.usage is None:
-            self.usage = policy.used(self.leaf, found, engine.waiter.now() - self._began)
+            wall = self._clock.seconds(self._launch) or engine.waiter.now() - self._began
+            self.usage = policy.used(self.leaf, found, wall)
+        reason = Outcome.OUTPUT_LIMIT if self.past_output else self._reason
+        outcome = policy.verdict(found, self.usage, self._limits, reason, engine, self.leaf)
+        if outcome in policy.FINAL and self._reason is None:
+            # It ended by itself, or by its launcher: its children do not go on either.
+            self._all_of_it(0)()
         if self.leaf is not None:
             self.leaf.release()
         give_back(self._lent)
-        self.outcome = policy.outcome(found.status, self._reason, self.usage, engine.lifetime_over)
-        self.returncode = found.status
+        self.outcome, self.returncode = outcome, found.status
         # Last: a thread that closes the sandbox removes the leaf once nobody is in the list.
         engine.leave(self)
 
@@ -356,6 +351,7 @@ class Process:
         with self._lock:
             self._launch.unpin()
             give_back(self._lent)
+            self._clock.close()
             for fd in (self.mark.fd, self.stdin, self.stdout, self.stderr, self.terminal):
                 fd.close()
 
@@ -397,4 +393,8 @@ class Process:
         if not self._executed:
             # On its way into its group, where nobody would find it yet.
             self._launch.kill()
-        return partial(self.mark.kill, self.pid, self.engine.pid) if self.leaf is None else self.leaf.kill
+        return self._all_of_it(self.pid)
+
+    def _all_of_it(self, pid: int) -> Callable[[], None]:
+        """What kills all its processes; *pid* is its own, or 0 once that may be somebody else's."""
+        return partial(self.mark.kill, pid, self.engine.pid) if self.leaf is None else self.leaf.kill

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from sandboxlib.engine.current import limited
 from sandboxlib.engine.encode import failure
+from sandboxlib.engine.patience import left
 from sandboxlib.errors import CommandNotExecutableError, CommandNotFoundError, KernelError
 from sandboxlib.kernel import launcher
 from sandboxlib.plan.command import Group, Request, command
 
 if TYPE_CHECKING:
     from sandboxlib.engine.sandbox import Engine
+    from sandboxlib.engine.waiter import Waiter
+    from sandboxlib.kernel.cgroup import Leaf
 
 #: What execve(2) says of a file that is there.
 _NOT_EXECUTABLE = (errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.EPERM, errno.ELOOP)
@@ -52,4 +55,25 @@ def _not_executed(engine: Engine, args: object, report: launcher.Reported, reque
     return KernelError(report.error, f"execve({path!r})", "the command")
 
 
-__all__ = ["refusal"]
+async def unheard(waiter: Waiter, launch: launcher.Launch, leaf: Leaf | None, request: Request) -> Request:
+    """
+    What to ask for once more, after a launcher that was killed before it told of its command.
+
+    Until the execve they share their memory, and what ends one ends the other: for want of memory, that is.
+
+    Raises:
+        KernelError: EPIPE: it was for something else.
+    """
+    await left(waiter, launch)
+    if request.apart or leaf is None or not leaf.met_memory():
+        raise KernelError(errno.EPIPE, f"recvmsg({launch.control})", "the launcher ended without a word")
+    return request._replace(apart=True)
+
+
+def taken(pid: int) -> KernelError:
+    """The error for a child whose status somebody else took."""
+    hint = "someone else in this program reaped it: SIGCHLD is ignored, or a wait for any child"
+    return KernelError(errno.ECHILD, f"wait4({pid})", "the command's status", hint)
+
+
+__all__ = ["refusal", "taken", "unheard"]

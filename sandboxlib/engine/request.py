@@ -6,15 +6,19 @@ Its words and its environment: checked, and brought into the form that plans tak
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sandboxlib import quantity
 from sandboxlib.engine import policy
+from sandboxlib.engine.current import limited
+from sandboxlib.engine.encode import encode_command
 from sandboxlib.engine.given import given
-from sandboxlib.errors import SpecError
-from sandboxlib.plan.command import Request, environment
+from sandboxlib.errors import KernelError, SpecError
+from sandboxlib.kernel import launcher
+from sandboxlib.plan.command import Group, Request, environment
 from sandboxlib.plan.root import WORK
 from sandboxlib.quantity import encodes
 from sandboxlib.spec import SandboxSpec
@@ -22,6 +26,7 @@ from sandboxlib.spec import SandboxSpec
 if TYPE_CHECKING:
     from sandboxlib.engine.sandbox import Engine
     from sandboxlib.engine.stdio import Stdio
+    from sandboxlib.kernel.cgroup import Leaf
     from sandboxlib.limits import Limits
 
 
@@ -89,8 +94,37 @@ def requested(
         extra = {"TERM": "xterm", **extra}
     environ = environment(spec, engine.host, extra)
     rlimits = policy.rlimits(limits)
-    paths = candidates(argv[0], environ)
+    request = Request(
+        candidates(argv[0], environ),
+        argv,
+        environ,
+        where,
+        rlimits=rlimits,
+        wall_time=policy.nanoseconds(limits),
+        apart=policy.is_tight(limits, spec, engine.host),
+    )
     if io is None:
-        return Request(paths, argv, environ, where, tty=True, rlimits=rlimits)
-    mine = given(io.files, spec, engine.host)
-    return Request(paths, argv, environ, where, foreign=io.foreign, rlimits=rlimits, given=mine)
+        return request._replace(tty=True)
+    return request._replace(foreign=io.foreign, given=given(io.files, spec, engine.host))
+
+
+def encoded(
+    engine: Engine, leaf: Leaf | None, request: Request, tag: tuple[tuple[str, int], ...]
+) -> tuple[bytes, Group]:
+    """
+    The launcher's program for *request*, and how the command gets into its *leaf*, or what stands for one.
+
+    Raises:
+        KernelError: E2BIG: it is more than the kernel takes in any case, whatever the limit on the stack is.
+    """
+    group = Group(tag=tag)
+    if leaf is not None:
+        # Without clone3 it joins by itself, before it does anything else.
+        folder = None if "clone3" in engine.host.hidden else leaf.clone_folder
+        kill = f"{folder}/cgroup.kill" if folder and request.wall_time else ""
+        namespace = f"/proc/{engine.pid}/ns/cgroup"
+        group = Group(folder, namespace, leaf.join_files(), leaf.pids_bound, kill=kill)
+    code = encode_command(engine.spec, limited(engine.host), request, group)
+    if len(code) > launcher.MAX_SIZE:
+        raise KernelError(errno.E2BIG, f"execve({os.fsdecode(request.argv[0])!r})", "the command")
+    return code, group

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from sandboxlib.engine.init import PATIENCE, Init
 from sandboxlib.engine.once import Once
 from sandboxlib.engine.patience import LONGEST
 from sandboxlib.engine.planning import asks_for_image, compiled, plan_start
+from sandboxlib.engine.policy import wants_memory
 from sandboxlib.engine.undo import Undo
 from sandboxlib.engine.waiter import READ, Waiter
 from sandboxlib.errors import KernelError, SandboxError, StateError
@@ -150,10 +153,16 @@ class Engine:
             raise
 
     async def _open(self) -> None:
-        values = await gather(self)
-        spec, host = self.spec, self.host
-        code = compiled(spec, host).fill(values)
-        await self.init.start(spec, host, self.plan, code, self.connections)
+        try:
+            values = await gather(self)
+            spec, host = self.spec, self.host
+            code = compiled(spec, host).fill(values)
+            await self.init.start(spec, host, self.plan, code, self.connections)
+        except KernelError as error:
+            if self.group is None or not wants_memory(self.group, error):
+                raise
+            hint = f"its memory_max, {self.group.spec.memory_max} bytes, is too small for a sandbox to start"
+            raise KernelError(errno.ENOMEM, error.call, "a sandbox starts", hint) from error
 
     # ---- while it stands ------------------------------------------------------------------
 
@@ -182,6 +191,8 @@ class Engine:
             return "its pid 1 is ending"
         if self.lifetime_over:
             return f"its lifetime of {self.spec.lifetime} seconds is over"
+        if self.lost_to_memory:
+            return "its memory was full, and the kernel killed its pid 1"
         return f"its pid 1 ended with status {self.ended.status}"
 
     @property
@@ -194,6 +205,14 @@ class Engine:
         # The kernel lets pid 1 end only when its commands are reaped, so its status is not to be
         # had yet: but nothing else ends it at this time, unasked.
         return proc.is_exiting(self.pid)
+
+    @property
+    def lost_to_memory(self) -> bool:
+        """Did the kernel kill pid 1 for want of memory?"""
+        if self.group is None or self.group.closed or self.killed:
+            return False
+        gone = self.ended.status == -signal.SIGKILL if self.ended is not None else proc.is_exiting(self.pid)
+        return gone and self.group.init_oom_kills() > 0
 
     def namespace_path(self, kind: str) -> str:
         """The file of one of its namespaces, below /proc."""

@@ -189,6 +189,19 @@ def pipe() -> tuple[Fd, Fd]:
     return read, write
 
 
+def go_on(fd: Fd) -> None:
+    """
+    Let whoever reads from the pipe whose other end is *fd* go on.
+
+    Raises:
+        KernelError: EPIPE: there is nobody any more.
+    """
+    try:
+        os.write(fd.fileno(), b"!")
+    except BrokenPipeError:
+        raise KernelError(errno.EPIPE, f"write({fd})", hint="whoever was to read it has ended") from None
+
+
 def _made(nr: int, *args: int, call: str, why: str = "") -> Fd:
     fd = Fd()
     while (rv := lib.sbx_syscall_fd(fd.cell, nr, *args, *(0,) * (6 - len(args)))) == _EINTR:
@@ -215,4 +228,15 @@ def socket_of(fd: Fd) -> socket:
     return socket(fileno=_Handover(fd))  # type: ignore[arg-type]
 
 
-__all__ = ["AT_FDCWD", "Fd", "dup", "eventfd", "openat", "pidfd_open", "pipe", "private", "socket_of"]
+__all__ = [
+    "AT_FDCWD",
+    "Fd",
+    "dup",
+    "eventfd",
+    "go_on",
+    "openat",
+    "pidfd_open",
+    "pipe",
+    "private",
+    "socket_of",
+]

@@ -61,6 +61,7 @@ class Ended(NamedTuple):
         status: As `os.waitstatus_to_exitcode` gives it.
         user, system: Seconds of CPU.
         read, written: Blocks of 512 bytes.
+        executed: It was the command by then. Asked only of who was killed by SIGKILL.
     """
 
     status: int
@@ -68,6 +69,7 @@ class Ended(NamedTuple):
     system: float
     read: int
     written: int
+    executed: bool = True
 
 
 _images: dict[int, Fd] = {}
@@ -267,7 +269,8 @@ class Launch:
         at = self._at
         if not at.ended:
             return None
-        return Ended(os.waitstatus_to_exitcode(at.status), at.user, at.system, at.read, at.written)
+        status = os.waitstatus_to_exitcode(at.status)
+        return Ended(status, at.user, at.system, at.read, at.written, bool(at.executed))
 
     def unpin(self) -> None:
         """Close the child's descriptor."""

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sandboxlib._native import ffi, lib
+from sandboxlib.kernel.syscall import read_file
 
 #: By number, the same on x86_64 and aarch64: asm-generic/resource.h.
 _NAMES = (
@@ -39,6 +40,15 @@ def own() -> Own:
     return _own(bytes(ffi.buffer(found)))
 
 
+def oom_score_adj() -> int:
+    """
+    How likely the program is chosen when memory runs out, from -1000, never, to 1000.
+
+    Kernel: proc_pid_oom_score_adj(5).
+    """
+    return int(read_file("/proc/self/oom_score_adj"))
+
+
 # One object for the same limits: it is a key of caches on the way of every command.
 @lru_cache(16)
 def _own(data: bytes) -> Own:
@@ -47,4 +57,4 @@ def _own(data: bytes) -> Own:
     return Own(tuple((name, value) for name, value in pairs if value != _UNLIMITED), descriptors)
 
 
-__all__ = ["Own", "own"]
+__all__ = ["Own", "oom_score_adj", "own"]

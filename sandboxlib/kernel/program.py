@@ -87,9 +87,14 @@ def pointer(at: int, offset: int, index: int) -> bytes:
     return _record(lib.SBX_POINTER, (_SIZE + at, _SIZE + offset), index)
 
 
-def clone(flags: int, child: bytes, index: int, cgroup: int = -1) -> bytes:
-    """Clone, and what the child does."""
-    return _record(lib.SBX_CLONE, (flags, cgroup, len(child)), index) + child
+def clone(flags: int, child: bytes, index: int, cgroup: int = -1, *, timed: bool = False) -> bytes:
+    """Clone, and what the child does; *timed*: for `watch`."""
+    return _record(lib.SBX_CLONE, (flags, cgroup, len(child), int(timed)), index) + child
+
+
+def watch(nanoseconds: int, tell: int, group: int, index: int) -> bytes:
+    """Kill the child after *nanoseconds*, and *group* unless that is -1; tell *tell* how long it lived."""
+    return _record(lib.SBX_WATCH, (nanoseconds, tell, group), index)
 
 
 def child_write(name: str, data: bytes, index: int) -> bytes:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sandboxlib.host import Host
-from sandboxlib.plan import labels, streams
+from sandboxlib.plan import labels, memory, streams
 from sandboxlib.plan.confine import confine
 from sandboxlib.plan.flags import (
     AT_FDCWD,
@@ -36,11 +36,13 @@ from sandboxlib.plan.flags import (
 from sandboxlib.plan.rlimits import rlimits, within
 from sandboxlib.plan.root import user_of
 from sandboxlib.plan.start import hosts, namespaces
-from sandboxlib.plan.steps import Call, Clone, Exec, Fits, Report, Serve, Step
+from sandboxlib.plan.steps import Call, Clone, Exec, Fits, Report, Serve, Step, Watch
 from sandboxlib.plan.streams import Given
 from sandboxlib.spec import SandboxSpec
 
 INIT, TERMINAL, CWD = Named(5, "<pid 1>"), Named(0, "<terminal>"), Named(8, "<cwd>")
+#: An eventfd of the program's, where a command's time is kept; 6 is `sandboxlib.plan.streams.USERNS`.
+CLOCK = Named(7, "<clock>")
 SELF, MARK = Named(11, "</proc/self>"), Named(12, "<mark>")
 #: The cgroup.procs files that a command joins stand from here on, one for each hierarchy.
 GROUPS = 40
@@ -68,6 +70,8 @@ class Request(NamedTuple):
         foreign: One of its standard descriptors is a file of the caller's.
         rlimits: Further resource limits, (soft, hard) by name.
         given: Which of them, as far as they are files that can be opened again by name.
+        wall_time: Nanoseconds that it may take; 0 for as long as it likes.
+        apart: Its memory is not the launcher's to begin with.
     """
 
     paths: tuple[bytes, ...]
@@ -78,6 +82,8 @@ class Request(NamedTuple):
     foreign: bool = False
     rlimits: tuple[tuple[str, tuple[int, int]], ...] = ()
     given: tuple[Given, ...] = ()
+    wall_time: int = 0
+    apart: bool = False
 
 
 def enter(spec: SandboxSpec, host: Host, *, cgroup: bool = True) -> tuple[Step, ...]:
@@ -118,6 +124,7 @@ class Group(NamedTuple):
             for the kernel refuses a fork past the limit, and does not refuse to join.
         tag: Where there is no cgroup at all: hard limits by name that tell its processes from others, see
             `sandboxlib.kernel.tagged`.
+        kill: The file of v2 that ends all that is in it, if it is needed.
     """
 
     folder: str | None = None
@@ -125,6 +132,7 @@ class Group(NamedTuple):
     files: tuple[str, ...] = ()
     pids: tuple[str, int] | None = None
     tag: tuple[tuple[str, int], ...] = ()
+    kill: str = ""
 
 
 class Kind(NamedTuple):
@@ -135,6 +143,7 @@ class Kind(NamedTuple):
     foreign: bool
     rlimits: tuple[tuple[str, tuple[int, int]], ...]
     given: tuple[Given, ...]
+    apart: bool
     files: int
     into: bool
     pids: int | None
@@ -155,7 +164,7 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
     if kind.tty:
         steps.append(Call("ioctl", (TERMINAL, TIOCSCTTY, 0), "its terminal controls its session"))
     # The launcher does not wait for it, see launcher.c: what is inside may stop it at any moment.
-    flags = CLONE_PARENT | CLONE_VM
+    flags = CLONE_PARENT if kind.apart else CLONE_PARENT | CLONE_VM
     if not kind.into:
         steps += _joined(kind)
         entering = enter(spec, host) if kind.files else tuple(_marked(spec, host))
@@ -179,19 +188,16 @@ def fixed(spec: SandboxSpec, host: Host, kind: Kind) -> Fixed:
         Call("fchdir", (CWD,), "enter the working directory"),
         Call("getcwd", (bytes(4096), 4096), "it lies below the root", absolute=True),
     ]
-    child = (*steps, *confine(spec, host, kind.foreign, kind.given))
-    # Those who may raise them may do so with the program's rights only. For others all that they hand out
-    # goes before: with as few descriptors as a command may have, fewer may be on their way at once.
-    early, late = (raised(spec, host, kind), ()) if host.raises_limits else ((), raised(spec, host, kind))
+    child = (*steps, *confine(spec, host, kind.foreign, kind.given, (lowered(spec, host, kind),)))
     before = (
         *(labels.outside(spec.security, host) if spec.security else ()),
-        *early,
+        *raised(spec, host, kind),
+        *memory.of_command(spec, host),
         *streams.copies(kind.given),
         # Before it can be seen from inside, and before it gives up the rights that protect it as
         # well: the memory is the launcher's too. execve sets it back.
         Call("prctl", (PR_SET_DUMPABLE, 0, 0, 0, 0), "until execve nobody inside may look into it"),
         *entering,
-        *late,
     )
     return Fixed(before, flags, child, Report("child", "the program may now wait for it"))
 
@@ -228,9 +234,11 @@ def opened(group: Group) -> tuple[Step, ...]:
     why = "the command's own cgroup"
     if group.folder is not None:
         flags = O_PATH | O_DIRECTORY | O_CLOEXEC
+        kill = (AT_FDCWD, group.kill, O_WRONLY | O_CLOEXEC, 0)
         return (
             Call("openat", (AT_FDCWD, group.folder, flags, 0), why, out=GROUPS),
             Call("openat", (AT_FDCWD, group.namespace, O_CLOEXEC, 0), "and its namespace", out=GROUPS + 1),
+            *([Call("openat", kill, "and its end", out=GROUPS + 2)] if group.kill else ()),
         )
     flags = O_WRONLY | O_CLOEXEC
     files = [
@@ -266,17 +274,26 @@ def command(spec: SandboxSpec, host: Host, request: Request, group: Group) -> tu
     kind = kind_of(request, group)
     parts = fixed(spec, host, kind)
     child = (*parts.child, executed(request))
-    clone = Clone(parts.flags, child, "the command, a child of the program", GROUPS if kind.into else -1)
-    return (*opened(group), *parts.before, clone, parts.report)
+    cgroup, timed = GROUPS if kind.into else -1, bool(request.wall_time)
+    clone = Clone(parts.flags, child, "the command, a child of the program", cgroup, timed)
+    return (*opened(group), *parts.before, clone, parts.report, *watched(request, kind))
+
+
+def watched(request: Request, kind: Kind) -> tuple[Step, ...]:
+    """The launcher stays where there is a limit on time: the program may be late to see it."""
+    if not request.wall_time:
+        return ()
+    why = "its time is kept, whatever the program is busy with"
+    return (Watch(request.wall_time, CLOCK, why, GROUPS + 2 if kind.files > 2 and kind.into else -1),)
 
 
 def kind_of(request: Request, group: Group) -> Kind:
     """The kind of a command."""
     into = group.folder is not None
-    files = 2 if into else len(group.files)
+    files = (3 if group.kill else 2) if into else len(group.files)
     most = None if into or group.pids is None else group.pids[1]
-    asked = request.cwd, request.tty, request.foreign, request.rlimits, request.given
-    return Kind(*asked, files, into, most, len(group.tag))
+    own = request.cwd, request.tty, request.foreign, request.rlimits, request.given, request.apart
+    return Kind(*own, files, into, most, len(group.tag))
 
 
 def serve(spec: SandboxSpec, host: Host, *, files: bool = False) -> tuple[Step, ...]:
@@ -324,22 +341,36 @@ def _rights_over_files(spec: SandboxSpec) -> Iterator[Step]:
     yield Call("umask", (0,), "modes as given")
 
 
-def raised(spec: SandboxSpec, host: Host, request: Kind) -> tuple[Step, ...]:
-    """Resource limits, those of the command among them."""
+def raised(spec: SandboxSpec, host: Host, kind: Kind) -> Iterator[Step]:
+    """Resource limits; set while the launcher still has the caller's rights, which raising one may need."""
+    for name, (soft, hard) in _limits(spec, host, kind).items():
+        if name != "nofile":
+            yield _limit(name, (soft, hard))
+        elif hard > host.hard(name):
+            yield _limit(name, (hard, hard))
+
+
+def lowered(spec: SandboxSpec, host: Host, kind: Kind) -> Step:
+    """
+    Set what the command's own steps still need more of: the last of them does it.
+
+    Descriptors, that is: those they open, and those on their way to the program, which are
+    counted for a user and held against the sender's own limit.
+    """
+    return _limit("nofile", _limits(spec, host, kind)["nofile"])
+
+
+def _limits(spec: SandboxSpec, host: Host, kind: Kind) -> dict[str, tuple[int, int]]:
     # Each once, for what has been lowered is not to be raised again; and no more than the program may have.
-    # The launcher has raised its own.
-    own = {"nofile": (min(host.descriptors, host.hard("nofile")), host.hard("nofile"))}
-    found = own | dict(rlimits(spec, host))
-    found |= {name: within(pair, name, host) for name, pair in request.rlimits}
-    return tuple(
-        Call(
-            "prlimit",
-            (0, RLIMITS[name], _LIMIT.pack(*pair), 0),
-            "resource limits",
-            text=f"RLIMIT_{name.upper()}, {pair}",
-        )
-        for name, pair in found.items()
-    )
+    # The launcher has raised its own number of descriptors.
+    found = {"nofile": (min(host.descriptors, host.hard("nofile")), host.hard("nofile"))}
+    found |= dict(rlimits(spec, host))
+    return found | {name: within(pair, name, host) for name, pair in kind.rlimits}
+
+
+def _limit(name: str, pair: tuple[int, int]) -> Step:
+    args = (0, RLIMITS[name], _LIMIT.pack(*pair), 0)
+    return Call("prlimit", args, "resource limits", text=f"RLIMIT_{name.upper()}, {pair}")
 
 
 def environment(spec: SandboxSpec, host: Host, extra: Mapping[str, str | None]) -> tuple[bytes, ...]:

@@ -45,12 +45,19 @@ _VERSION_3 = 0x20080522
 
 
 @lru_cache(64)
-def confine(spec: SandboxSpec, host: Host, foreign: bool, given: tuple[Given, ...] = ()) -> tuple[Step, ...]:
+def confine(
+    spec: SandboxSpec,
+    host: Host,
+    foreign: bool,
+    given: tuple[Given, ...] = (),
+    last: tuple[Step, ...] = (),
+) -> tuple[Step, ...]:
     """
     Give up all rights, in the one order that works.
 
     The bounding set needs a capability to be dropped, so it goes first; IDs need one
-    too; the filter comes last, for it may forbid what is done before, or else as soon as may be.
+    too; the filter comes last, for it may forbid what is done before, or else as soon as may be. *last* are
+    further steps, which need no rights and leave no descriptors to open.
     """
     on = active(spec.without)
     security = spec.security or Security()
@@ -94,7 +101,7 @@ def confine(spec: SandboxSpec, host: Host, foreign: bool, given: tuple[Given, ..
         where = steps if "no-new-privileges" in on else rights
         where.append(Call("keyctl", (KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0), "an empty session keyring"))
     steps.extend(_capset(keep, ambient=bool(uid)))
-    cage = [*labels.inside(security, host), *_landlock(security, host, on, foreign, given)]
+    cage = [*labels.inside(security, host), *_landlock(security, host, on, foreign, given), *last]
     cage.append(
         Call(
             "close_range",

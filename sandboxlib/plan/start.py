@@ -16,7 +16,7 @@ from functools import lru_cache
 from sandboxlib.errors import SpecError, UnsupportedError
 from sandboxlib.host import Host
 from sandboxlib.namespace import IdRange, Namespace
-from sandboxlib.plan import ceilings, labels, network, notes, rlimits
+from sandboxlib.plan import ceilings, labels, memory, network, notes, rlimits
 from sandboxlib.plan.flags import (
     AF_INET,
     AT_FDCWD,
@@ -245,6 +245,8 @@ def _launcher(
     yield Report("child", "the program may now wait for pid 1")
     if "user" not in fixed and not maps_by_tool(host, modes):
         yield from _maps(spec, host, modes)
+        # After the maps: where /proc shows other processes under these numbers they are refused.
+        yield from memory.of_init(host)
     yield from plan.with_user_namespace
     if maps_by_tool(host, modes):
         yield Action(

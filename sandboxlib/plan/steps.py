@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from sandboxlib.plan.flags import AT_FDCWD, CLONE_PARENT, NOTHING, O_WRONLY, Named
-from sandboxlib.plan.telling import Extents, Files, Read, Stats
+from sandboxlib.plan.telling import Connect, Extents, Files, Read, Stats
 
 _NAMED = re.compile(r"\{(?P<name>[a-z_]+)(?:\+(?P<plus>[0-9]+))?\}")
 
@@ -134,15 +134,38 @@ class Clone(NamedTuple):
     Attributes:
         flags: For clone3.
         cgroup: Descriptor of the cgroup that it is born in, or -1.
+        timed: A `Watch` follows.
     """
 
     flags: Named
     child: tuple[Step, ...]
     why: str
     cgroup: int = -1
+    timed: bool = False
 
     def __str__(self) -> str:
         return f"clone3({self.flags}{f', cgroup={self.cgroup}' if self.cgroup >= 0 else ''})"
+
+
+class Watch(NamedTuple):
+    """
+    Stay until the child of the last `Clone` has ended, and end it when its time is up.
+
+    Attributes:
+        nanoseconds: Its time, from the clone on.
+        tell: An eventfd that is told how long it lived.
+        group: Its cgroup.kill, or -1.
+    """
+
+    nanoseconds: int
+    tell: int
+    why: str
+    group: int = -1
+
+    def __str__(self) -> str:
+        kill = f"write({self.group}, '1'); " if self.group >= 0 else ""
+        kill += "pidfd_send_signal(<child>, SIGKILL)"
+        return f"ppoll(<child>, {self.nanoseconds / 1e9:g} s); {kill}; write({self.tell}, <time>)"
 
 
 class ChildWrite(NamedTuple):
@@ -217,24 +240,6 @@ class Init(NamedTuple):
         return f"ppoll({self.owner}, {self.tie}, {timeout}); exit_group()"
 
 
-class Connect(NamedTuple):
-    """
-    Connect socket *fd*, again and again until someone listens or *milliseconds* are over.
-
-    Attributes:
-        ignore: Up to two errnos that are no failure here.
-    """
-
-    fd: int
-    address: bytes
-    milliseconds: int
-    why: str
-    ignore: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return f"connect({self.fd}, <{len(self.address)} bytes>)"
-
-
 class Fits(NamedTuple):
     """Fail with EAGAIN, as a fork would, where the number in the open file *fd* is above *most*."""
 
@@ -276,7 +281,7 @@ class Action(NamedTuple):
 
 
 Step = (
-    Call | Write | Pointer | Clone | ChildWrite | OpenChild | Report | Exec | Serve | Init | Connect
+    Call | Write | Pointer | Clone | Watch | ChildWrite | OpenChild | Report | Exec | Serve | Init | Connect
     | Read | Stats | Files | Fits | Extents | Join | Action
 )  # fmt: skip
 
@@ -319,9 +324,8 @@ def _walk(steps: tuple[Step, ...], who: str) -> Iterator[tuple[str, Step]]:
     for step in steps:
         yield "program" if isinstance(step, Action) else who, step
         if isinstance(step, Clone):
-            yield from _walk(
-                step.child, "init" if step.flags & CLONE_PARENT and not step.flags & 0x100 else "command"
-            )
+            executes = any(isinstance(below, Exec) for below in step.child)
+            yield from _walk(step.child, "init" if step.flags & CLONE_PARENT and not executes else "command")
 
 
 __all__ = [
@@ -347,6 +351,7 @@ __all__ = [
     "Step",
     "Template",
     "Variable",
+    "Watch",
     "Write",
     "flatten",
 ]

@@ -1,10 +1,28 @@
-"""Steps that tell the program what they find: what stands in files, and what there is."""
+"""Steps that only helpers are asked for: who listens, what stands in files, and what there is."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from sandboxlib.plan.flags import Named
+
+
+class Connect(NamedTuple):
+    """
+    Connect socket *fd*, again and again until someone listens or *milliseconds* are over.
+
+    Attributes:
+        ignore: Up to two errnos that are no failure here.
+    """
+
+    fd: int
+    address: bytes
+    milliseconds: int
+    why: str
+    ignore: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"connect({self.fd}, <{len(self.address)} bytes>)"
 
 
 class Read(NamedTuple):
@@ -66,4 +84,4 @@ class Files(NamedTuple):
         return f"read(each of {len(self.names)} files, {self.most})"
 
 
-__all__ = ["Extents", "Files", "Read", "Stats"]
+__all__ = ["Connect", "Extents", "Files", "Read", "Stats"]

@@ -181,8 +181,9 @@ async def test_a_cancelled_wait_leaves_the_command_and_a_cancelled_block_does_no
         with trio.move_on_after(10):
             process.terminate()
             assert await process.wait() == -signal.SIGTERM
-    with trio.move_on_after(0.1) as scope:
+    with trio.CancelScope() as scope:
         async with await sb.popen(["sleep", "1000"]) as process:
+            scope.deadline = trio.current_time() + 0.1
             await process.wait()
     assert scope.cancelled_caught
     assert process.outcome is Outcome.KILLED

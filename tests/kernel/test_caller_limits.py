@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kernel.probe.outside import _PRELUDE, TESTS, WHO, program
@@ -49,34 +48,52 @@ program()
 async def on_trio():
     async with AsyncSandbox() as sandbox:
         return (await sandbox.run(["echo", "alive"])).stdout.decode()
-for name, pair in facts["limits"].items():
-    resource.setrlimit(facts["numbers"][name], tuple(pair))
-try:
-    with Sandbox() as sandbox:
-        said = sandbox.run(["echo", "alive"]).stdout.decode()
-        sandbox.files.write("/work/x", b"alive\\n")
-        said += sandbox.files.read("/work/x").decode()
-        inside = sandbox.run(["cat", "/proc/self/limits"]).stdout.decode()
-        notes = sandbox.plan().notes
-    said += trio.run(on_trio)
-except SandboxError as error:
-    said, inside, notes = f"{type(error).__name__}: {error}", "", ()
-print(json.dumps([said, inside, notes]))
+def look(limits):
+    for name, pair in limits.items():
+        resource.setrlimit(facts["numbers"][name], tuple(pair))
+    try:
+        with Sandbox() as sandbox:
+            said = sandbox.run(["echo", "alive"]).stdout.decode()
+            sandbox.files.write("/work/x", b"alive\\n")
+            said += sandbox.files.read("/work/x").decode()
+            inside = sandbox.run(["cat", "/proc/self/limits"]).stdout.decode()
+            notes = sandbox.plan().notes
+        return [said + trio.run(on_trio), inside, notes]
+    except SandboxError as error:
+        return [f"{type(error).__name__}: {error}", "", ()]
 """
+ONCE = SCRIPT + "print(json.dumps(look(facts['limits'])))"
+#: The same for one set of limits after the other, each in a child, since what is lower now stays so.
+EACH = (
+    SCRIPT
+    + """
+found = {}
+for name, limits in facts["each"].items():
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, look(limits)[0].encode())
+        os._exit(0)
+    os.close(write)
+    assert os.waitpid(pid, 0)[1] == 0, name
+    found[name] = os.read(read, 65536).decode()
+    os.close(read)
+print(json.dumps(found))
+"""
+)
 
 
 def with_limits(who: str, limits: dict[str, Sequence[int]]) -> tuple[str, dict[str, list[str]], list[str]]:
     """What was said, the limits inside as (soft, hard) by what /proc calls them, and the plan's notes."""
-    said, inside, notes = program(who, SCRIPT, limits=limits, numbers=NUMBERS)
+    said, inside, notes = program(who, ONCE, limits=limits, numbers=NUMBERS)
     lines = [line for line in inside.splitlines()[1:] if line.startswith("Max ")]
     return said, {line[:26].strip(): line[26:].split()[:2] for line in lines}, notes
 
 
 @WHO
-@pytest.mark.parametrize("name", LOWEST)
-def test_with_the_lowest_useful_limit_a_sandbox_starts(who: str, name: str) -> None:
-    said, _, _ = with_limits(who, {name: (LOWEST[name], LOWEST[name])})
-    assert said == "alive\n" * 3
+def test_with_the_lowest_useful_limit_a_sandbox_starts(who: str) -> None:
+    each = {name: {name: (value, value)} for name, value in LOWEST.items()}
+    assert program(who, EACH, each=each, numbers=NUMBERS) == dict.fromkeys(LOWEST, "alive\n" * 3)
 
 
 @WHO
@@ -104,21 +121,22 @@ def test_with_the_highest_limits_a_sandbox_starts(who: str) -> None:
     assert inside["Max open files"] == ["1024", "4096"]
 
 
+#: Limits with which none can start, and what says so.
+TOO_LOW = {
+    "no file": ({"fsize": (0, 0)}, "RLIMIT_FSIZE"),
+    "small files": ({"fsize": (1000, 1000)}, "RLIMIT_FSIZE"),
+    "few descriptors": ({"nofile": (40, 40)}, "RLIMIT_NOFILE"),
+    "a soft limit": ({"nofile": (20, 4096)}, "RLIMIT_NOFILE"),
+}
+
+
 @WHO
-@pytest.mark.parametrize(
-    ("limits", "name"),
-    [
-        ({"fsize": (0, 0)}, "RLIMIT_FSIZE"),
-        ({"fsize": (1000, 1000)}, "RLIMIT_FSIZE"),
-        ({"nofile": (40, 40)}, "RLIMIT_NOFILE"),
-        ({"nofile": (20, 4096)}, "RLIMIT_NOFILE"),
-    ],
-    ids=["no file", "small files", "few descriptors", "a soft limit"],
-)
-def test_where_it_cannot_start_one_line_says_why(who: str, limits: dict[str, Any], name: str) -> None:
-    said, _, _ = with_limits(who, limits)
-    assert name in said
-    assert said.count("\n") == 0
+def test_where_it_cannot_start_one_line_says_why(who: str) -> None:
+    each = {what: limits for what, (limits, _) in TOO_LOW.items()}
+    found = program(who, EACH, each=each, numbers=NUMBERS)
+    for what, (_, name) in TOO_LOW.items():
+        assert name in found[what], what
+        assert found[what].count("\n") == 0, what
 
 
 @pytest.mark.unprivileged
@@ -184,20 +202,59 @@ SURROUNDINGS = {
     "a cgroup namespace": ["unshare", "--cgroup"],
     "bubblewrap": ["bwrap", "--dev-bind", "/", "/", "--unshare-user", "--unshare-net", "--unshare-ipc"],
     "no CAP_SYS_RESOURCE": ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"],
+    # What Docker gives root, who is no more than a user then.
+    "an engine's capabilities": [
+        "setpriv",
+        "--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+setfcap",
+        "--inh-caps=-all",
+    ],
+    "no new privileges": ["setpriv", "--no-new-privs"],
+    "namespaces of an engine's": ["unshare", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc"],
+    "no cgroups": ["unshare", "--mount", "sh", "-c", 'umount -l /sys/fs/cgroup && exec "$@"', "sh"],
 }
+#: Those in which none can start, and what says so.
+REFUSED = {
+    "a chroot": (
+        ["unshare", "--mount", "sh", "-c", 'mount --rbind / /mnt && exec chroot /mnt "$@"', "sh"],
+        "this is a chroot",
+    ),
+    "a user that is not mapped": (["unshare", "--user"], "user namespaces are forbidden here"),
+    "no capabilities": (["setpriv", "--bounding-set=-all", "--inh-caps=-all"], "CAP_SETFCAP"),
+    "another /proc": (["unshare", "--pid", "--fork"], "/proc is another PID namespace's"),
+    "a read-only /proc": (
+        ["unshare", "--mount", "sh", "-c", 'mount --bind -o ro /proc /proc && exec "$@"', "sh"],
+        "/proc is mounted read-only here",
+    ),
+}
+
+
+def said_within(surroundings: list[str]) -> dict[str, str]:
+    """What is said of sandboxes of programs with low and with high limits within *surroundings*."""
+    highest = {name: resource.getrlimit(number)[1] for name, number in NUMBERS.items()}
+    each = {"low": LOWEST, "high": highest}
+    pairs = {what: {name: (value, value) for name, value in limits.items()} for what, limits in each.items()}
+    facts = json.dumps({"each": pairs, "numbers": NUMBERS})
+    command = [*surroundings, sys.executable, "-c", _PRELUDE + EACH, str(TESTS), facts]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.root
 @pytest.mark.tool("bwrap")
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
-def test_within_others_a_sandbox_starts_with_low_limits(surroundings: str) -> None:
-    limits = {name: (value, value) for name, value in LOWEST.items()}
-    arguments = [str(TESTS), json.dumps({"limits": limits, "numbers": NUMBERS})]
-    command = [*SURROUNDINGS[surroundings], sys.executable, "-c", _PRELUDE + SCRIPT, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    said, _, _ = json.loads(done.stdout)
-    assert said == "alive\n" * 3
+def test_within_others_a_sandbox_starts(surroundings: str) -> None:
+    assert said_within(SURROUNDINGS[surroundings]) == dict.fromkeys(("low", "high"), "alive\n" * 3)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("surroundings", REFUSED)
+def test_within_what_lets_none_start_one_line_says_why(surroundings: str) -> None:
+    command, reason = REFUSED[surroundings]
+    for said in said_within(command).values():
+        assert reason in said
+        assert said.count("\n") == 0
 
 
 @pytest.mark.root
@@ -206,7 +263,7 @@ def test_within_one_that_hides_a_part_of_proc_one_line_says_why_not() -> None:
     command = ["bwrap", "--dev-bind", "/", "/", "--proc", "/proc", "--unshare-all", sys.executable, "-c"]
     arguments = [str(TESTS), json.dumps({"limits": {}, "numbers": NUMBERS})]
     done = subprocess.run(
-        [*command, _PRELUDE + SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=60
+        [*command, _PRELUDE + ONCE, *arguments], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
     said, _, _ = json.loads(done.stdout)

@@ -33,7 +33,8 @@ __all__ = ["host_fixture", "leak_fixture", "make_fixture"]
 
 
 def folder(group: object) -> Path:
-    return Path(next(iter(group.paths.values())))  # type: ignore[attr-defined]
+    paths = getattr(group, "paths", None)
+    return Path(next(iter(paths.values())) if paths else group.folder)  # type: ignore[attr-defined]
 
 
 # --- CPUs of one's own ------------------------------------------------------------------------------
@@ -63,10 +64,15 @@ def test_a_partition_that_cannot_be_is_refused_in_the_kernels_words_and_undone(m
     every = sorted(os.sched_getaffinity(0))
     with pytest.raises(UnsupportedError, match="Parent unable to distribute cpu downstream"):
         make(cpuset_cpus=every, cpuset_cpus_partition="root")
-    group = make(cpuset_cpus=every)
-    with pytest.raises(UnsupportedError, match="cpuset_cpus_partition='isolated'"):
-        group.update(CGroup(cpuset_cpus=every, cpuset_cpus_partition="isolated"))
-    assert (folder(group) / "cpuset.cpus.partition").read_text() == "member\n"
+    group = make(cpuset_cpus=every[-1:])
+    for change in (
+        CGroup(cpuset_cpus=every, cpuset_cpus_partition="isolated"),
+        CGroup(cpuset_cpus=every, unified={"cpuset.cpus.partition": "isolated"}),
+    ):
+        with pytest.raises(UnsupportedError, match="cpuset_cpus_partition='isolated'"):
+            group.update(change)
+        assert partition(group) == ("member", str(every[-1]))
+        assert group.spec == CGroup(cpuset_cpus=every[-1:])
     assert sorted(os.sched_getaffinity(0)) == every
 
 
@@ -77,6 +83,88 @@ def test_a_partition_is_given_up_live(make: Make) -> None:
     every = os.sched_getaffinity(0)
     group = make(cpuset_cpus=[max(every)], cpuset_cpus_partition="root")
     group.update(CGroup(cpuset_cpus_partition="member"))
+    assert os.sched_getaffinity(0) == every
+
+
+def partition(group: object) -> tuple[str, str]:
+    """What the kernel says that a group is, and which CPUs were asked for."""
+    names = ("cpuset.cpus.partition", "cpuset.cpus")
+    kind, cpus = [(folder(group) / name).read_text().strip() for name in names]
+    return kind, cpus
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+@pytest.mark.cgroup2("cpuset")
+@pytest.mark.parametrize("kind", ["root", "isolated"])
+def test_a_partition_whose_cpus_change_is_one_afterwards_or_they_do_not_change(kind: str, make: Make) -> None:
+    first, *_, last = sorted(os.sched_getaffinity(0))
+    group = make(cpuset_cpus=[last], cpuset_cpus_partition=kind)
+    # What it has already it may have, though nobody else has it to give.
+    group.update(CGroup(cpuset_cpus=[last]))
+    assert partition(group) == (kind, str(last))
+    spec = group.spec
+    for change in (
+        CGroup(cpuset_cpus=[first]),
+        CGroup(cpuset_cpus=[first, last]),
+        CGroup(pids_max=7, cpuset_cpus=[first]),
+        CGroup(unified={"cpuset.cpus": str(first)}),
+    ):
+        with pytest.raises(UnsupportedError, match=r"partition's CPUs .*; the kernel says: \w+"):
+            group.update(change)
+        assert partition(group) == (kind, str(last))
+        assert (folder(group) / "pids.max").read_text() == "max\n"
+        assert group.spec == spec
+    group.close()
+    assert last in os.sched_getaffinity(0)
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+@pytest.mark.cgroup2("cpuset")
+def test_a_commands_partition_ends_with_it(make: Make) -> None:
+    last = max(os.sched_getaffinity(0))
+    group = make(cpuset_cpus=[last], cpuset_cpus_partition="root")
+    own = CGroup(cpuset_cpus=[last], cpuset_cpus_partition="root")
+    effective = folder(group) / "cpuset.cpus.effective"
+    for _ in range(3):
+        leaf = group.leaf(own)
+        assert effective.read_text() == "\n"
+        assert run(leaf, *python("import os; print(os.sched_getaffinity(0))")) == (
+            0,
+            f"{{{last}}}\n".encode(),
+        )
+        leaf.usage(1.0)
+        leaf.release()
+        assert effective.read_text() == f"{last}\n"
+    # It cannot go on without those of the group, which does not lose them.
+    leaf = group.leaf(own)
+    with pytest.raises(UnsupportedError, match="above a partition"):
+        group.update(CGroup(cpuset_cpus_partition="member"))
+    assert partition(group)[0] == "root"
+    assert (folder(leaf) / "cpuset.cpus.partition").read_text() == "root\n"
+    leaf.release()
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+@pytest.mark.cgroup2("cpuset")
+def test_a_killed_programs_partition_is_anybodys_again() -> None:
+    every = os.sched_getaffinity(0)
+    source = f"""
+import time
+from sandboxlib import CGroup
+with CGroup(cpuset_cpus=[{max(every)}], cpuset_cpus_partition="root").open():
+    print("made", flush=True)
+    time.sleep(1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"made\n"
+        assert os.sched_getaffinity(0) == every - {max(every)}
+        owner.kill()
+    source = "from sandboxlib import Sandbox\nSandbox().open().close()"
+    subprocess.run([sys.executable, "-c", source], check=True)
     assert os.sched_getaffinity(0) == every
 
 

@@ -26,7 +26,7 @@
 #define HEADER		sizeof(struct sbx_record)
 #define MAX_VECTORS	64
 #define SERVED		65536u
-#define OPS		17
+#define OPS		19
 
 extern int unchecked;
 int passes(const char *program, uint64_t size);
@@ -355,7 +355,7 @@ static uint64_t invent(char *to)
 	uint64_t length = 8 * (next_random() % 40);
 
 	memset(r, 0, HEADER);
-	r->op = (uint8_t)(1 + next_random() % 15);
+	r->op = (uint8_t)(1 + next_random() % 17);
 	r->size = (uint32_t)(HEADER + length);
 	r->out = -1;
 	r->flags = (uint16_t)(next_random() % 8 ? 0 : next_random() % 16);
@@ -406,7 +406,7 @@ static uint64_t mutate(char *program, uint64_t size)
 
 	switch (next_random() % 12) {
 	case 0:
-		r->op = (uint8_t)(next_random() % 17);
+		r->op = (uint8_t)(next_random() % 19);
 		break;
 	case 1:
 		r->pointers ^= (uint8_t)(next_random() % 2 ? next_random() : 1u << next_random() % 6);

@@ -99,7 +99,7 @@ MALFORMED = {
     "a record longer than the program": record(REPORT, size=80),
     "a record of no size": record(REPORT, size=0),
     "a record smaller than its header": record(REPORT, size=64),
-    "an operation that there is not": record(16),
+    "an operation that there is not": record(18),
     "what is to be told is more than there is room for": record(
         SYSCALL, 72, data=bytes(24584), pointers=1, flags=TELL, out=0
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -395,10 +396,60 @@ def test_without_cgroups_a_command_has_a_namespace_that_tells_its_processes_from
         r"^setns\(<pid 1>",
         r"^unshare\(CLONE_NEWUTS\)",
         "SCM_RIGHTS <mark>",
-        # With as few descriptors as a command may have, this one might not be let through.
-        r"^prlimit\(RLIMIT_NOFILE",
         r"^clone3\(",
+        # With as few descriptors as a command may have, the mark might not be let through.
+        r"^prlimit\(RLIMIT_NOFILE",
+        r"^execve\(",
     )
+
+
+@ALL
+def test_a_limit_on_descriptors_is_for_the_command_and_not_for_what_makes_it(host: Host) -> None:
+    request = REQUEST._replace(rlimits=(("nofile", (3, 3)), ("core", (0, 0))))
+    texts = commanded(host, request)
+    in_order(
+        texts,
+        r"^prlimit\(RLIMIT_CORE, \(0, 0\)",
+        r"^clone3\(",
+        r"^openat2\(",
+        r"^prlimit\(RLIMIT_NOFILE, \(3, 3\)",
+        r"^execve\(",
+    )
+
+
+@ALL
+def test_what_kept_its_time_stays_until_a_command_has_ended(host: Host) -> None:
+    texts = commanded(host, REQUEST._replace(wall_time=1_500_000_000))
+    in_order(texts, r"^clone3\(", r"^sendmsg\(<program>, 'child'", r"^ppoll\(<child>, 1\.5 s\); .*SIGKILL")
+    assert "ppoll" in texts[-1]
+    assert not some(commanded(host), "^ppoll")
+
+
+@ALL
+def test_a_command_shares_memory_with_what_starts_it_unless_it_is_to_be_counted_alone(host: Host) -> None:
+    assert some(commanded(host), r"^clone3\(.*CLONE_VM")
+    assert not some(commanded(host, REQUEST._replace(apart=True)), "CLONE_VM")
+
+
+@ALL
+def test_when_memory_runs_out_commands_go_before_pid_1(host: Host) -> None:
+    # A plain user does not have the capability.
+    for own, raises in itertools.product((-1000, -500, 0, 400, 1000), {host.privileged, False}):
+        host = attrs.evolve(host, oom_score_adj=own, raises_limits=raises)
+        texts = [text for text in commanded(host) if "oom_score_adj" in text]
+        assert len(texts) == 1
+        found = re.search(r"'(-?\d+)'", texts[0])
+        assert found is not None
+        score = int(found[1])
+        inits = [text for text in lines(planned(host)) if "oom_score_adj" in text]
+        assert bool(inits) == (raises and own > -1000)
+        assert all("-1000" in text for text in inits)
+        if inits:
+            # Where /proc shows other processes by these numbers the maps are refused first.
+            in_order(lines(planned(host)), r"uid_map", r"oom_score_adj")
+        assert 0 < score <= 1000
+        # Whoever cannot be set is as high as the program, which can be no higher than 1000.
+        assert score > own or own == 1000
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from sandboxlib.cgroup import controller as controller_of
 from sandboxlib.errors import SpecError
 from sandboxlib.host import CGroupHost
 from sandboxlib.kernel.cgroup import files
+from sandboxlib.kernel.cgroup.mapping import spelled
 from sandboxlib.quantity import cpu_list
 
 # Field, controller, and the file by version.
@@ -28,9 +29,11 @@ _CPUSETS = (
 )
 
 
-def check_host(spec: CGroup, host: CGroupHost, *, live: bool = False) -> None:
+def check_host(spec: CGroup, host: CGroupHost, *, live: bool = False, own: str = "") -> None:
     """
     Compare with the folders that groups are made in, and all above them; *live*: with what holds there now.
+
+    What the group in the folder *own* has already it may have: a partition's CPUs are nobody else's.
 
     Raises:
         SpecError: A limit is above an ancestor's, or a CPU or node is not to be had there.
@@ -44,9 +47,11 @@ def check_host(spec: CGroup, host: CGroupHost, *, live: bool = False) -> None:
     for field, names in _CPUSETS:
         numbers = getattr(spec, field)
         if numbers is not None:
-            text = files.read(f"{host.bases['cpuset']}/{names[host.version]}")
-            if not set(numbers) <= set(cpu_list(field, text.strip())):
-                raise SpecError(field, numbers, f"some of {text.strip()}, which is what this machine gives")
+            folders = (host.bases["cpuset"], own) if own else (host.bases["cpuset"],)
+            texts = [files.find(f"{folder}/{names[host.version]}") or "" for folder in folders]
+            given = sorted({number for text in texts if text.strip() for number in cpu_list(field, text)})
+            if not set(numbers) <= set(given):
+                raise SpecError(field, numbers, f"some of {spelled(given)}, which is what this machine gives")
 
 
 def above(host: CGroupHost) -> tuple[tuple[str, int], ...]:

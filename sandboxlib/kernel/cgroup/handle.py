@@ -127,7 +127,7 @@ class OpenCGroup:
         Raises:
             SpecError: A value makes no sense, or is above the parent's.
             UnsupportedError: This host cannot do it.
-            KernelError: The kernel refused; fields before it are changed.
+            KernelError: The kernel refused; nothing has changed.
         """
         given = {
             "memory_max": memory_max,

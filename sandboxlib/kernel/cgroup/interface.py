@@ -64,6 +64,9 @@ class Leaf(Protocol):
     def oom_kills(self) -> int:
         """Processes of it that were killed for want of memory. Raises: KernelError."""
 
+    def met_memory(self) -> bool:
+        """Has a limit on memory, its own or the group's, ever been met? Raises: KernelError."""
+
     def cpu_seconds(self) -> float:
         """CPU seconds so far. Raises: KernelError."""
 
@@ -108,6 +111,9 @@ class Group(Protocol):
 
     def join_files(self) -> tuple[str, ...]:
         """Files into which a single-threaded process writes ``0`` to join, in this order."""
+
+    def init_oom_kills(self) -> int:
+        """How often a process in none of the leaves was killed for want of memory. Raises: KernelError."""
 
     def init_files(self) -> tuple[str, ...]:
         """

@@ -7,7 +7,7 @@ import os
 
 from sandboxlib.errors import KernelError
 from sandboxlib.host import CGroupHost
-from sandboxlib.kernel.cgroup import files, processes
+from sandboxlib.kernel.cgroup import files, partition, processes
 from sandboxlib.kernel.owner import PREFIX, is_dead
 from sandboxlib.kernel.removal import each
 
@@ -51,10 +51,13 @@ def sweep(host: CGroupHost, run_folder: str) -> int:
 
 def _kill(host: CGroupHost, paths: list[str]) -> None:
     """Kill what is in a group: one folder on v2, one for each hierarchy on v1."""
+    folders = [folder for path in paths for folder in files.tree(path)]
     if host.version == 2:
         each(processes.kill_group, paths)
+        for folder in folders:
+            # Or their CPUs come back some time after it only, see there.
+            _write_if_there(f"{folder}/{partition.FILE}", "member")
         return
-    folders = [folder for path in paths for folder in files.tree(path)]
     # Each file is in one hierarchy only. Without the one of pids, a fork bomb is
     # outrun by repetition.
     for path in paths:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sandboxlib.cgroup import CGroup, require
 from sandboxlib.errors import KernelError, UnsupportedError
 from sandboxlib.host import CGroupHost
 from sandboxlib.kernel.cgroup import bounds, files, mapping, processes, v1stats
+from sandboxlib.kernel.cgroup.changes import Changes
 from sandboxlib.kernel.cgroup.common import ACCOUNTING, Counters, GroupBase
 from sandboxlib.kernel.cgroup.interface import Events
 from sandboxlib.kernel.cgroup.v1leaf import Leaf
@@ -63,6 +64,10 @@ class Group(GroupBase[Leaf]):
     def init_files(self) -> tuple[str, ...]:
         """None: v1 allows processes beside children."""
         return ()
+
+    def init_oom_kills(self) -> int:
+        """Those of processes that are directly in the group."""
+        return v1stats.oom_kills(self.paths) or 0
 
     @property
     def clone_folder(self) -> str | None:
@@ -145,7 +150,12 @@ class Group(GroupBase[Leaf]):
         bounds.check_host(limits, self.host, live=True)
         with self.lock:
             self._extend([name for name in _ORDER if name in limits.controllers])
-            self._write(limits, self.paths, merged=merged)
+            changes = Changes()
+            try:
+                self._write(limits, self.paths, merged, changes.write)
+            except BaseException as error:
+                changes.take_back(error)
+                raise
             self.spec = merged
 
     def freeze(self) -> None:
@@ -257,7 +267,13 @@ class Group(GroupBase[Leaf]):
             text = files.read(f"{above}/cpuset.effective_{name}").strip()
             files.write(f"{folder}/cpuset.{name}", text)
 
-    def _write(self, limits: CGroup, paths: dict[str, str], merged: CGroup | None = None) -> None:
+    def _write(
+        self,
+        limits: CGroup,
+        paths: dict[str, str],
+        merged: CGroup | None = None,
+        write: Callable[[str, str], None] = files.write,
+    ) -> None:
         disks = files.disks(device for device, _ in limits.io_max or ())
         rows = mapping.v1(limits, disks)
         if merged is not None and {row.field for row in rows} & {"memory_max", "memory_swap_max"}:
@@ -276,17 +292,17 @@ class Group(GroupBase[Leaf]):
         for row in rows:
             path = f"{paths[row.controller]}/{row.file}"
             try:
-                files.write(path, row.text)
+                write(path, row.text)
             except KernelError as problem:
                 if problem.errno not in (errno.ENOENT, errno.EACCES) or os.path.exists(path):
                     raise
-                self._without(row, paths, problem)
+                if row.field == "io_weight" and os.path.exists(f"{paths['io']}/blkio.weight"):
+                    write(f"{paths['io']}/blkio.weight", row.text)
+                else:
+                    self._without(row, problem)
 
-    def _without(self, row: mapping.Write, paths: dict[str, str], problem: KernelError) -> None:
+    def _without(self, row: mapping.Write, problem: KernelError) -> None:
         """What to do where the kernel does not have a file."""
-        if row.field == "io_weight" and os.path.exists(f"{paths['io']}/blkio.weight"):
-            files.write(f"{paths['io']}/blkio.weight", row.text)
-            return
         if row.field == "memory_swap_max":
             if row.text == "-1" or (row.text == str(self.spec.memory_max) and not files.has_swap()):
                 # No swap is just what was asked for.

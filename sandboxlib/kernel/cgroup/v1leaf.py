@@ -63,6 +63,12 @@ class Leaf(LeafBase):
         self._check_open()
         return (v1stats.oom_kills(self.paths) or 0) - (self.start.oom_kills or 0)
 
+    def met_memory(self) -> bool:
+        """Has a limit on memory ever been met?"""
+        self._check_open()
+        folders = [paths["memory"] for paths in (self.paths, self._group.paths) if "memory" in paths]
+        return any(int(files.read(f"{folder}/memory.failcnt")) for folder in folders)
+
     def cpu_seconds(self) -> float:
         """CPU seconds so far."""
         self._check_open()

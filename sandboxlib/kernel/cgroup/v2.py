@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 from sandboxlib.cgroup import CGroup, require
 from sandboxlib.errors import KernelError, UnsupportedError
 from sandboxlib.host import CGroupHost
-from sandboxlib.kernel.cgroup import bounds, devices, files, mapping, processes, v2stats
+from sandboxlib.kernel.cgroup import bounds, devices, files, mapping, partition, processes, v2stats
+from sandboxlib.kernel.cgroup.changes import Changes
 from sandboxlib.kernel.cgroup.common import ACCOUNTING, Counters, GroupBase
 from sandboxlib.kernel.cgroup.interface import Events
 from sandboxlib.kernel.cgroup.probe import SUPERVISOR
@@ -40,6 +42,8 @@ class Group(GroupBase[Leaf]):
         self.kills = 0
         self._leaves_enabled = False
         self._program = Fd()
+        # Folders, its own or leaves', that were made partitions of CPUs.
+        self.partitions: set[str] = set()
 
     @classmethod
     def prepare(cls, host: CGroupHost, spec: CGroup, name: str) -> Group:
@@ -83,6 +87,10 @@ class Group(GroupBase[Leaf]):
                 raise
         return (f"{self.folder}/init/cgroup.procs",)
 
+    def init_oom_kills(self) -> int:
+        """Those of the first process's group."""
+        return v2stats.oom_kills(f"{self.folder}/init") or 0
+
     @property
     def clone_folder(self) -> str | None:
         """For CLONE_INTO_CGROUP; None once cgroup.kill was written."""
@@ -111,9 +119,18 @@ class Group(GroupBase[Leaf]):
                 if limits.devices is not None:
                     devices.attach(leaf.folder, mapping.rules(limits.devices)).close()
         except BaseException:
+            self.end_partition(leaf.folder)
             files.rmdir(leaf.folder)
             raise
         return leaf
+
+    def end_partition(self, folder: str) -> bool:
+        """Let others have the CPUs of *folder*, its own or a leaf's; False if it had none to itself."""
+        if folder not in self.partitions:
+            return False
+        partition.end(folder)
+        self.partitions.discard(folder)
+        return True
 
     def again(self, leaf: Leaf) -> Leaf:
         """The same folder for the next command."""
@@ -145,10 +162,19 @@ class Group(GroupBase[Leaf]):
         """Change limits with the processes running."""
         self.check_open()
         require(limits, self.host)
-        bounds.check_host(limits, self.host, live=True)
+        bounds.check_host(limits, self.host, live=True, own=self.folder)
         _pass_on(os.path.dirname(self.folder), set(limits.controllers) - _CORE)
         with self.lock:
-            self._apply(limits)
+            before = partition.found(self.folder) if "cpuset" in limits.controllers else {}
+            changes = Changes()
+            try:
+                self._write(limits, self.folder, changes.write)
+                partition.check(before, self.folder, limits)
+                self._attach(limits)
+            except BaseException as error:
+                changes.take_back(error)
+                partition.mend(before, error)
+                raise
             self.spec = self.spec.merge(limits)
 
     def freeze(self) -> None:
@@ -173,10 +199,9 @@ class Group(GroupBase[Leaf]):
         with self.lock:
             self._program.close()
             _passed_on.pop(self.folder, None)
-            partition = f"{self.folder}/cpuset.cpus.partition"
-            if self.spec.cpuset_cpus_partition not in (None, "member") and os.path.exists(partition):
-                # On Linux 6.1 the CPUs do not come back with the folder's end, but some time after it.
-                files.write(partition, "member")
+            # The deepest first.
+            for folder in sorted(self.partitions, key=len, reverse=True):
+                self.end_partition(folder)
             if not self.removed():
                 self.remove_rest(processes.kill_group)
 
@@ -188,49 +213,32 @@ class Group(GroupBase[Leaf]):
 
     def _apply(self, limits: CGroup) -> None:
         self._write(limits, self.folder)
+        self._attach(limits)
+
+    def _attach(self, limits: CGroup) -> None:
         if limits.devices is not None:
             rules, before = mapping.rules(limits.devices), self._program
             self._program = devices.attach(self.folder, rules, before.fileno())
             before.close()
 
-    def _write(self, limits: CGroup, folder: str) -> None:
+    def _write(self, limits: CGroup, folder: str, write: Callable[[str, str], None] = files.write) -> None:
         disks = files.disks(device for device, _ in limits.io_max or ())
         disks |= files.disks((device for device, _ in limits.io_latency or ()), "io_latency")
         for row in mapping.v2(limits, disks):
             try:
-                files.write(f"{folder}/{row.file}", row.text)
-                if row.field == "cpuset_cpus_partition":
-                    _check_partition(f"{folder}/{row.file}", row.text)
+                write(f"{folder}/{row.file}", row.text)
+                if row.file == partition.FILE:
+                    partition.made(folder, row.text.strip())
+                    self.partitions.add(folder)
             except KernelError as problem:
                 if problem.errno not in (errno.ENOENT, errno.EACCES) or os.path.exists(
                     f"{folder}/{row.file}"
                 ):
                     raise
                 if row.field == "io_weight" and os.path.exists(f"{folder}/io.bfq.weight"):
-                    files.write(f"{folder}/io.bfq.weight", mapping.bfq(int(row.text.split()[1])))
+                    write(f"{folder}/io.bfq.weight", mapping.bfq(int(row.text.split()[1])))
                 elif row.field != "memory_swap_max" or row.text != "0" or files.has_swap():
                     raise UnsupportedError(row.field, f"a kernel that has the file {row.file}") from problem
-
-
-def _check_partition(path: str, wanted: str) -> None:
-    """
-    Raise UnsupportedError where the kernel took the word and made no partition.
-
-    It says so only to who reads the file again, as ``root invalid (REASON)``.
-    Kernel: cgroup-v2.rst, cpuset.cpus.partition.
-    """
-    text = files.read(path).strip()
-    if text == wanted:
-        return
-    reason = text.partition("(")[2].rstrip(")") or text
-    # CPUs that are nobody's partition are shared with the siblings, as before.
-    files.write(path, "member")
-    raise UnsupportedError(
-        f"cpuset_cpus_partition={wanted!r}",
-        f"CPUs that can be split off there; the kernel says: {reason}",
-        "choose CPUs that no other group has asked for, and leave one to the group above, which has to "
-        "be a partition itself, as the top of the hierarchy is",
-    )
 
 
 def _pass_on(folder: str, controllers: set[str], *, move_aside: bool = True) -> None:

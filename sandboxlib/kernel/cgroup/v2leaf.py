@@ -72,6 +72,11 @@ class Leaf(LeafBase):
         self._check_open()
         return (v2stats.oom_kills(self.folder) or 0) - (self.start.oom_kills or 0)
 
+    def met_memory(self) -> bool:
+        """Has a limit on memory ever been met?"""
+        self._check_open()
+        return any(v2stats.events(folder).memory_max for folder in (self.folder, self._group.folder))
+
     def cpu_seconds(self) -> float:
         """CPU seconds so far."""
         self._check_open()
@@ -101,8 +106,10 @@ class Leaf(LeafBase):
 
     def give_back(self) -> None:
         """Put it on the free list, or remove it."""
+        # CPUs of its own are for others to have from now on.
+        ended = self._group.end_partition(self.folder)
         # The peak of pids cannot be set back: only 1 tells nothing of what came before.
-        if not self._is_spent() and (self.last or self.is_empty()) and not self._group.closed:
+        if not ended and not self._is_spent() and (self.last or self.is_empty()) and not self._group.closed:
             last = self.last = self.last or self.counters()
             residue = v2stats.optional(f"{self.folder}/memory.current")
             resettable = last.memory_peak is None or _can_reset(f"{self.folder}/memory.peak")
