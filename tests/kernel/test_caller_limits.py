@@ -93,7 +93,9 @@ def with_limits(who: str, limits: dict[str, Sequence[int]]) -> tuple[str, dict[s
 @WHO
 def test_with_the_lowest_useful_limit_a_sandbox_starts(who: str) -> None:
     each = {name: {name: (value, value)} for name, value in LOWEST.items()}
-    assert program(who, EACH, each=each, numbers=NUMBERS) == dict.fromkeys(LOWEST, "alive\n" * 3)
+    assert program(who, EACH, patience=300, each=each, numbers=NUMBERS) == dict.fromkeys(
+        LOWEST, "alive\n" * 3
+    )
 
 
 @WHO
@@ -133,7 +135,7 @@ TOO_LOW = {
 @WHO
 def test_where_it_cannot_start_one_line_says_why(who: str) -> None:
     each = {what: limits for what, (limits, _) in TOO_LOW.items()}
-    found = program(who, EACH, each=each, numbers=NUMBERS)
+    found = program(who, EACH, patience=300, each=each, numbers=NUMBERS)
     for what, (_, name) in TOO_LOW.items():
         assert name in found[what], what
         assert found[what].count("\n") == 0, what
@@ -235,7 +237,7 @@ def said_within(surroundings: list[str]) -> dict[str, str]:
     pairs = {what: {name: (value, value) for name, value in limits.items()} for what, limits in each.items()}
     facts = json.dumps({"each": pairs, "numbers": NUMBERS})
     command = [*surroundings, sys.executable, "-c", _PRELUDE + EACH, str(TESTS), facts]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
     return found
