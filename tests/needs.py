@@ -332,6 +332,12 @@ def rlimit(text: str) -> str | None:
     return f"the hard limit is {most}"
 
 
+@need("hardware")
+def hardware(_: str) -> str | None:
+    """The kernel is no process itself: User-mode Linux touches memory at a hundredth of the speed."""
+    return "this is User-mode Linux" if "User Mode Linux" in Path("/proc/cpuinfo").read_text() else None
+
+
 @need("checkpoint")
 def checkpoint(_: str) -> str | None:
     """A process may say where its arguments lie: CONFIG_CHECKPOINT_RESTORE. Kernel: PR_SET_MM(2const)."""

@@ -73,6 +73,7 @@ print(json.dumps([said, seconds, grown, line, len(short[0].command)]))
 
 
 @WHO
+@pytest.mark.hardware
 def test_many_long_lines_are_cut_more(who: str) -> None:
     script = (
         COST
@@ -169,6 +170,7 @@ while True:
 
 
 @WHO
+@pytest.mark.hardware
 def test_a_fork_bomb_holds_neither_the_list_nor_the_loop(who: str) -> None:
     script = (
         COST
