@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sandboxlib import forks as _forks  # noqa: F401 - for what it registers
+
 if TYPE_CHECKING:
     from sandboxlib.alone import OpenNamespace, OpenNetwork, OpenRootfs
     from sandboxlib.blocking import DEVNULL, PIPE, STDOUT, Files, Process, Sandbox

@@ -138,7 +138,8 @@ class Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        inherited = self._process.engine.maker.is_another
+        if kind is not None and not inherited:
             self.kill()
         for stream in (self.stdin, self.stdout, self.stderr, self.tty):
             if stream is not None:
@@ -147,7 +148,8 @@ class Process:
                 except BrokenPipeError:
                     # What was buffered for a command that no longer reads is lost, as with subprocess.
                     continue
-        self.wait()
+        if not inherited:
+            self.wait()
         self._process.release()
 
     def __repr__(self) -> str:

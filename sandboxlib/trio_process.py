@@ -206,6 +206,10 @@ class AsyncProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._process.engine.maker.is_another:
+            # The loop is the parent's, too.
+            self._process.release()
+            return
         try:
             if kind is not None:
                 self.kill()

@@ -105,6 +105,7 @@ class OpenNamespace:
         self.kind = kind
         self.inode = 0
         self.launch = private(Launch())
+        self._pid = os.getpid()
         self._fd = Fd()
         self._ids: IdRanges | None = None
 
@@ -131,11 +132,12 @@ class OpenNamespace:
         return f"/proc/{os.getpid()}/fd/{self.fileno()}"
 
     async def aclose(self, waiter: Waiter) -> None:
-        """Let go of it. Idempotent."""
+        """Let go of it; a forked child's parent keeps it. Idempotent."""
         self._fd.close()
-        await end(waiter, self.launch)
-        if self._ids is not None:
-            self._ids.release(self)
+        if self._pid == os.getpid():
+            await end(waiter, self.launch)
+            if self._ids is not None:
+                self._ids.release(self)
 
     def close(self) -> None:
         """Let go of it; what has joined it keeps it alive, but for a PID namespace. Idempotent."""

@@ -28,6 +28,7 @@ from sandboxlib.engine.ranges import Surroundings
 from sandboxlib.engine.rules import MARK_PORT
 from sandboxlib.errors import KernelError, NetworkError, UnsupportedError
 from sandboxlib.kernel import conntrack, links, packet_filter, routes, traffic
+from sandboxlib.kernel.descriptor import spare
 from sandboxlib.kernel.netlink import Message, carry_out, open_socket
 from sandboxlib.kernel.owner import PREFIX
 
@@ -92,20 +93,21 @@ class Connections:
         self._token = PREFIX + self._owner.name()
         self._begun = True
         around: Surroundings | None = None
-        while not self._prepared(servers, around):
-            # Without the lock: it takes as long as the host has connections and routes.
-            teardown.sweep(self._host.run_dir)
-            around = Surroundings.look(resolver.of_host().every)
+        with spare():
+            while not self._prepared(servers, around):
+                # Without the lock: it takes as long as the host has connections and routes.
+                teardown.sweep(self._host.run_dir)
+                around = Surroundings.look(resolver.of_host().every)
 
     def _prepared(self, servers: resolver.NameServers, around: Surroundings | None) -> bool:
         with locked(self._host.run_dir) as book:
             new = any(network.name not in book.networks for network in self._networks)
             if teardown.is_due(book) or (new and around is None):
                 return False
-            self._entered = True
             if self._present is None:
                 book.rules.owner = book.rules.owner or os.urandom(8).hex()
                 self._present = Presence(book.rules.owner)
+            self._entered = True
             for number, network in enumerate(self._networks):
                 self._enter(book, network, number, around)
             self._servers(book, servers)
@@ -339,7 +341,7 @@ class Connections:
         if self._begun:
             try:
                 teardown.leave(self._host.run_dir, self.members, self._token)
-            except NetworkError:
+            except (NetworkError, OSError):
                 # In a book that could not be read from the first is nothing of ours.
                 if self._entered:
                     raise

@@ -13,7 +13,7 @@ from sandboxlib.engine.ledger import Member, Net, locked
 from sandboxlib.engine.presence import Presence
 from sandboxlib.engine.ranges import Surroundings
 from sandboxlib.errors import StateError
-from sandboxlib.kernel.descriptor import openat
+from sandboxlib.kernel.descriptor import openat, spare
 from sandboxlib.kernel.owner import PREFIX
 from sandboxlib.plan import network as planned
 from sandboxlib.spec import SandboxSpec
@@ -44,6 +44,7 @@ class OpenBridge(OpenNetwork):
         super().__init__(network, space)
         self._host = host
         self._owner = owner
+        self._pid = os.getpid()
         self._token = ""
         self._open = False
         self._present: Presence | None = None
@@ -52,11 +53,12 @@ class OpenBridge(OpenNetwork):
         """Make it, or find it. Raises: NetworkError, UnsupportedError, KernelError; see `hold`."""
         self._owner.hold(self)
         self._token = PREFIX + self._owner.name()
-        self._open = True
         around: Surroundings | None = None
-        while (net := self._made(around)) is None:
-            teardown.sweep(self._host.run_dir)
-            around = Surroundings.look(resolver.of_host().every)
+        with spare():
+            self._open = True
+            while (net := self._made(around)) is None:
+                teardown.sweep(self._host.run_dir)
+                around = Surroundings.look(resolver.of_host().every)
         self.interface = net.bridge
         self.subnet, self.gateway = net.v4 or net.v6, net.gateway4 or net.gateway6
         self.subnet6, self.gateway6 = net.v6 or None, net.gateway6 or None
@@ -94,6 +96,9 @@ class OpenBridge(OpenNetwork):
 
     def _leave(self) -> None:
         self.namespace.close()
+        if self._pid != os.getpid():
+            # Of the process that this one was forked from, which is on it still.
+            return
         if self._open:
             teardown.leave(self._host.run_dir, {self._token: Member(self.network.name or "")}, self._token)
             self._open = False

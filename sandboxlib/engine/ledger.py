@@ -23,6 +23,7 @@ from typing import Any
 import attrs
 
 from sandboxlib.errors import NetworkError
+from sandboxlib.image import locks
 from sandboxlib.kernel.descriptor import Fd, openat
 from sandboxlib.kernel.syscall import failed
 
@@ -276,11 +277,15 @@ def locked(run_dir: str, where: str = "") -> Iterator[Book]:
     """
     where = where or folder(run_dir)
     with _lock(where):
-        book = _read(where)
+        try:
+            book = _read(where)
+        except OSError as error:
+            _clear_unwritten(where)
+            raise failed(error, f'open("{where}")', "the book of networks") from None
         try:
             yield book
         finally:
-            if book.empty:
+            if book.empty and not _clear_unwritten(where):
                 _clear(where)
 
 
@@ -308,6 +313,9 @@ def _lock(where: str) -> Fd:
                 raise
             fd.close()
     except OSError as error:
+        with contextlib.suppress(OSError):
+            # If it has no lock, nobody uses it.
+            os.rmdir(where)
         raise failed(error, f'flock("{where}/{_LOCK}")', "the book of networks") from None
 
 
@@ -318,25 +326,14 @@ def _wait_for(fd: int, where: str, until: float) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
+                who = f"another program{locks.holder(fd)}"
                 raise NetworkError(
-                    f"another program{_holder(fd)} has had the book of networks, {where}, for {PATIENCE:g} "
-                    "seconds: let it go on, or end it"
+                    f"{who} has had {where}, the book of networks, for {PATIENCE:g} s: let it go on or end it"
                 ) from None
             time.sleep(pause)
             pause = min(2 * pause, 0.01)
         else:
             return
-
-
-def _holder(fd: int) -> str:
-    with contextlib.suppress(OSError):
-        inode = os.fstat(fd).st_ino
-        with open("/proc/locks", encoding="ascii", errors="replace") as file:
-            for line in file:
-                words = line.split()
-                if words[1] == "FLOCK" and words[5].endswith(f":{inode}"):
-                    return f" (pid {words[4]})"
-    return ""
 
 
 def _read(where: str) -> Book:
@@ -364,6 +361,16 @@ def _read(where: str) -> Book:
         hint = "end all sandboxes that are on a network, and remove the file"
         raise NetworkError(f"the book of networks, {path}, cannot be read ({error}): {hint}") from None
     return book
+
+
+def _clear_unwritten(where: str) -> bool:
+    """Take the folder away, whose lock is held, if there is no book in it: that takes no descriptor."""
+    if os.path.lexists(os.path.join(where, _BOOK)):
+        return False
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(where, _LOCK))
+        os.rmdir(where)
+    return not os.path.lexists(where)
 
 
 def _clear(where: str) -> None:

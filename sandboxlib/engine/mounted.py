@@ -50,6 +50,7 @@ class OpenRootfs:
         self.scratch = Fd()
         self._fd = Fd()
         self._lease = lease
+        self._pid = os.getpid()
         self._undo = Undo(self._unmount, self._remove, self._let_go)
         self._waiter: Waiter = BLOCKING
 
@@ -76,8 +77,16 @@ class OpenRootfs:
         return complete(of_tree(BLOCKING, self))
 
     async def aclose(self, waiter: Waiter) -> None:
-        """Unmount it, and remove what was written; closing again carries on where it was left."""
+        """
+        Unmount it, and remove what was written; closing again carries on where it was left.
+
+        A forked child only lets go of it.
+        """
         self._waiter = waiter
+        if self._pid != os.getpid():
+            self._fd.close()
+            self.scratch.close()
+            return
         with waiter.shield():
             await self._undo.carry_out()
 

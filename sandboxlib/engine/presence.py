@@ -33,13 +33,17 @@ class Presence:
         self._key: tuple[str, int] | None = None
         self._kept = netfilter.keep()
         key = owner, self._kept
-        with _lock:
-            count, held = _held.get(key, (0, None))
-            if held is None:
-                held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-                held.bind(f"\0{_name(owner)}{os.urandom(6).hex()}")
-            _held[key] = count + 1, held
-            self._key = key
+        try:
+            with _lock:
+                count, held = _held.get(key, (0, None))
+                if held is None:
+                    held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+                    held.bind(f"\0{_name(owner)}{os.urandom(6).hex()}")
+                _held[key] = count + 1, held
+                self._key = key
+        finally:
+            if self._key is None:
+                netfilter.let_go(self._kept)
 
     def leave(self) -> None:
         """Be there once less. Idempotent."""

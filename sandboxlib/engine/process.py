@@ -155,8 +155,7 @@ class Process:
         """
         End it, begun or not, and let go of all; nothing cancels this, and closing the sandbox does it again.
 
-        Raises:
-            KernelError: EBUSY: it is in a call that nothing interrupts.
+        Raises: KernelError: EBUSY: it is in a call that nothing interrupts.
         """
         engine, launch, leaf = self.engine, self._launch, self.leaf
         with engine.waiter.shield():
@@ -168,8 +167,8 @@ class Process:
                     self._hear(report)
                 launch.hang_up()
             if self.pid:
-                # A status that somebody else took is not what is to be told here.
-                with contextlib.suppress(ChildProcessError):
+                # A status that somebody else took, such as the parent, is not what is to be told here.
+                with contextlib.suppress(ChildProcessError, StateError):
                     await self.gone()
             elif leaf is not None:
                 # Before we heard of it, it may run all the same.
@@ -245,7 +244,8 @@ class Process:
     # ---- while it runs --------------------------------------------------------------------
 
     def poll(self) -> int | None:
-        """Its return code if it has ended, else None. Does not wait."""
+        """Its return code if it has ended, else None; does not wait. StateError: Another process has it."""
+        self.engine.maker.check("the command")
         with self._lock:
             if self._lost is not None:
                 raise self._lost
@@ -338,16 +338,16 @@ class Process:
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the command itself; nothing happens if it has ended."""
+        self.engine.maker.check("the command")
         with self._lock:
             if self.returncode is None:
                 signal.pidfd_send_signal(self.pidfd, number)
 
     def release(self) -> None:
-        """
-        Close its descriptors; nobody may wait for it any more.
-
-        Not done when it ends: another thread may be waiting on them.
-        """
+        """Close its descriptors. Not done when it ends: another thread may be waiting on them."""
+        if self.engine.maker.is_another:
+            # The parent gives back; another thread of its may have had the lock.
+            self._lock, self._lent = threading.RLock(), ()
         with self._lock:
             self._launch.unpin()
             give_back(self._lent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from sandboxlib.engine.begin import gather
 from sandboxlib.engine.current import Program, program, resolve
 from sandboxlib.engine.init import PATIENCE, Init
+from sandboxlib.engine.maker import Maker
 from sandboxlib.engine.once import Once
 from sandboxlib.engine.patience import LONGEST
 from sandboxlib.engine.planning import asks_for_image, compiled, plan_start
@@ -77,7 +77,7 @@ class Engine:
         self.frozen = False
         self.killed = False
         self._began = waiter.now()
-        self._owner = os.getpid()
+        self.maker = Maker()
         # A signal handler may close it, too.
         self._lock = threading.RLock()
         # Commands from before they are made until nothing of them is left; and those that are known to run.
@@ -177,8 +177,7 @@ class Engine:
         """Raises: StateError: It is not open, has ended, or belongs to another process (a fork's parent)."""
         if self.closed or not self.pid:
             raise StateError("the sandbox is closed")
-        if self._owner != os.getpid():
-            raise StateError("the sandbox belongs to the process that this one was forked from")
+        self.maker.check("the sandbox")
         # Killed, it takes a moment to be gone: nothing is begun in it any more.
         if self.ended is not None or self.killed:
             raise StateError(f"the sandbox has ended: {self.how_ended()}")
@@ -305,7 +304,7 @@ class Engine:
             KernelError: Something could not be removed.
         """
         self.closed = True
-        if self._owner != os.getpid():
+        if self.maker.is_another:
             # No lock: another thread of the parent may have held it at the fork.
             self.init.close()
             return

@@ -17,7 +17,7 @@ from sandboxlib.engine import volumes
 from sandboxlib.engine.outside import GIVEN, outside, remove_below
 from sandboxlib.errors import KernelError, SpecError, UnsupportedError
 from sandboxlib.kernel import folders
-from sandboxlib.kernel.descriptor import Fd, openat, private
+from sandboxlib.kernel.descriptor import Fd, openat, private, spare
 from sandboxlib.kernel.owner import PREFIX, is_dead
 from sandboxlib.kernel.removal import each_awaited, warn
 from sandboxlib.kernel.syscall import failed
@@ -87,7 +87,8 @@ class Places:
                 from sandboxlib.engine.copied import as_is, copy_layers, shifted
 
                 shift = as_is if alone else shifted(spec, self._host, values)
-                await copy_layers(waiter, spec, self._host, str(self.values["storage"]), shift)
+                with spare():
+                    await copy_layers(waiter, spec, self._host, str(self.values["storage"]), shift)
             elif not self._host.privileged:
                 _check_marks(str(self.values["storage"]), storage)
             # Of programs of earlier times: the links in the run-time folder do not outlive a boot.
@@ -135,11 +136,22 @@ class Places:
         for name, lock in self._volumes:
             volumes.release(name, lock)
         if self._folder:
-            await _remove(waiter, self._host, *os.path.split(self._folder))
+            await self._remove(waiter)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._host.run_dir, _LINK + os.path.basename(self._folder)))
             self._folder = ""
         self._owner.drop(self)
+
+    async def _remove(self, waiter: Waiter) -> None:
+        try:
+            # What holds nothing yet takes no helper, and no descriptor: there may be none left.
+            os.rmdir(self._folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno is None:
+                raise
+            await _remove(waiter, self._host, *os.path.split(self._folder))
 
 
 def _check_marks(path: str, storage: str) -> None:

@@ -7,6 +7,7 @@ that holds it, however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -70,4 +71,16 @@ def is_(path: str, fd: int) -> bool:
         return False
 
 
-__all__ = ["Cancelled", "is_", "never", "take", "try_"]
+def holder(fd: int) -> str:
+    """A phrase that says who has locked the file of *fd*, where the kernel tells. Kernel: proc_locks(5)."""
+    with contextlib.suppress(OSError):
+        inode = os.fstat(fd).st_ino
+        with open("/proc/locks", encoding="ascii", errors="replace") as file:
+            for line in file:
+                words = line.split()
+                if words[1] == "FLOCK" and words[5].endswith(f":{inode}"):
+                    return f" (pid {words[4]})"
+    return ""
+
+
+__all__ = ["Cancelled", "holder", "is_", "never", "take", "try_"]

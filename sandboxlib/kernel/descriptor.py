@@ -9,9 +9,11 @@ where no handler runs. In the rest of the library nothing else makes one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sandboxlib._native import ffi, lib
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _EINTR = -errno.EINTR
 _F_DUPFD_CLOEXEC = 1030
 AT_FDCWD = -100
+#: Pipes whose descriptors are enough for a helper and what it takes to begin one, or for a book.
+_SPARE = 6
 
 T = TypeVar("T")
 Path = str | bytes | os.PathLike[str]
@@ -202,6 +206,24 @@ def go_on(fd: Fd) -> None:
         raise KernelError(errno.EPIPE, f"write({fd})", hint="whoever was to read it has ended") from None
 
 
+@contextlib.contextmanager
+def spare() -> Iterator[None]:
+    """
+    Within it, as many descriptors are kept back as it takes to take back what is made.
+
+    Where the program has too few, nothing has been made.
+
+    Raises:
+        KernelError: EMFILE.
+    """
+    kept = [fd for _ in range(_SPARE) for fd in pipe()]
+    try:
+        yield
+    finally:
+        for fd in kept:
+            fd.close()
+
+
 def _made(nr: int, *args: int, call: str, why: str = "") -> Fd:
     fd = Fd()
     while (rv := lib.sbx_syscall_fd(fd.cell, nr, *args, *(0,) * (6 - len(args)))) == _EINTR:
@@ -239,4 +261,5 @@ __all__ = [
     "pipe",
     "private",
     "socket_of",
+    "spare",
 ]

@@ -196,16 +196,23 @@ class Launch:
 
     def kill_launcher(self) -> None:
         """Kill the launcher itself, whatever it is in the middle of."""
-        if self._at.launcher and not self._at.reaped:
+        if self._at.launcher and not self._at.reaped and self._is_own:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._at.launcher, signal.SIGKILL)
 
     def reap_launcher(self) -> bool:
         """See whether the launcher, if it was started, has ended; does not wait."""
+        if not self._is_own:
+            return True
         rv = lib.sbx_reap(self._at)
         if rv < 0:
             raise KernelError(-rv, f"wait4({self._at.launcher})", "the launcher's end")
         return bool(rv)
+
+    @property
+    def _is_own(self) -> bool:
+        """Has this process begun it? One that was forked from that has no say over its parent's children."""
+        return self._at.program == os.getpid()  # type: ignore[no-any-return]
 
     # ---- its child ------------------------------------------------------------------------
 
@@ -236,7 +243,7 @@ class Launch:
     @property
     def lives(self) -> bool:
         """Is there a child that nobody has waited for?"""
-        return bool(self._at.child) and not self._at.ended
+        return bool(self._at.child) and not self._at.ended and self._is_own
 
     def kill(self) -> None:
         """Kill the child, if there is one."""

@@ -34,6 +34,7 @@ MEMBERS: dict[str, str] = {
     "errors": "errors",
     "hints": "errors",
     "doors": "errors",
+    "forks": "errors",
     "quantity": "values",
     "bounds": "values",
     "result": "values",

@@ -36,6 +36,7 @@ class OpenCGroup:
     def __init__(self, group: Group, owner: Owner) -> None:
         self._group = group
         self._owner = owner
+        self._pid = os.getpid()
 
     @classmethod
     def make(cls, spec: CGroup) -> Self:
@@ -157,6 +158,12 @@ class OpenCGroup:
         self._group.kill()
 
     def close(self) -> None:
-        """Kill what is left and remove it; closing again carries on. Raises: KernelError: who is left."""
-        self._group.close()
-        self._owner.drop(self._owner)
+        """
+        Kill what is left and remove it; closing again carries on. A forked child only lets go of it.
+
+        Raises:
+            KernelError: Who is left.
+        """
+        if self._pid == os.getpid():
+            self._group.close()
+            self._owner.drop(self._owner)
