@@ -168,7 +168,7 @@ async def _exists(engine: Engine, path: str, deadline: float) -> bool:
                 return False
             if watched:
                 # It is the helper who hears of it. struct pollfd, struct timespec.
-                time = struct.pack("=qq", 0, int(min(left, _LOOK) * 1e9))
+                time = struct.pack("=qq", *divmod(int(min(left, _LOOK) * 1e9), 10**9))
                 what = struct.pack("=ihh", SOCKET, READ, 0)
                 call = Call("ppoll", (what, 1, time, 0, 8), "hear of what is made")
                 await session.ask(call)

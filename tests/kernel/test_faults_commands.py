@@ -195,12 +195,12 @@ def test_a_command_that_ignores_sigterm_is_killed() -> None:
         with pytest.raises(TimeoutExpired) as caught:
             sandbox.run(stubborn, timeout=0.3)
         assert caught.value.output == b"ready\n"
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         process = sandbox.popen(stubborn, stdout=PIPE)
         process.stdout.readline()
         began = time.monotonic()
     process.stdout.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 @WHO

@@ -41,12 +41,12 @@ def test_nothing_begins_while_it_is_paused(sb: Sandbox) -> None:
     sb.pause()
     began = time.monotonic()
     with pytest.raises(StateError, match="paused"):
-        sb.run(["true"], timeout=5)
+        sb.run(["true"], timeout=50)
     with pytest.raises(StateError, match="paused"):
-        sb.run(["true"], limits=Limits(wall_time=5))
+        sb.run(["true"], limits=Limits(wall_time=50))
     with pytest.raises(StateError, match="paused"):
         sb.popen(["true"])
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 40
     sb.resume()
     assert sb.run(["true"]).returncode == 0
 

@@ -158,7 +158,7 @@ def test_wait_loses_patience_and_the_command_goes_on() -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutExpired) as caught:
             process.wait(timeout=0.2)
-        assert 0.2 <= time.monotonic() - began < 5
+        assert 0.2 <= time.monotonic() - began < 30
         assert isinstance(caught.value, subprocess.TimeoutExpired)
         assert process.poll() is None
         process.kill()
@@ -258,7 +258,7 @@ def test_a_daemon_that_holds_stdout_keeps_nobody() -> None:
             assert process.wait(timeout=10) == 0
             assert process.stdout.readline() == b"started\n"
             assert process.stdout.readline() == b"still here\n"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         # What a command leaves running goes on until the sandbox closes.
         # Each forks for its sleep, and is there twice for a moment.
         assert sum(info.command[0] == "sh" for info in sb.processes()) >= 2

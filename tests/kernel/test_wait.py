@@ -32,14 +32,15 @@ server = socket.socket(getattr(socket, sys.argv[2]), getattr(socket, sys.argv[3]
 server.bind((sys.argv[4], 8080))
 if sys.argv[3] == "SOCK_STREAM":
     server.listen(1)
-    server.settimeout(0.5)
+    server.setblocking(False)
+# Until somebody says that it has been seen.
+sys.stdin.read()
+if sys.argv[3] == "SOCK_STREAM":
     try:
         server.accept()
         print("somebody came")
-    except TimeoutError:
+    except BlockingIOError:
         print("nobody came")
-else:
-    time.sleep(0.5)
 """
 
 
@@ -51,16 +52,18 @@ else:
 )
 def test_a_port_that_somebody_begins_to_listen_at(family: str, address: str) -> None:
     command = python(LISTEN, "0.2", family, "SOCK_STREAM", address)
-    with Sandbox() as sb, sb.popen(command, stdout=PIPE) as process:
+    with Sandbox() as sb, sb.popen(command, stdin=PIPE, stdout=PIPE) as process:
         began = time.monotonic()
         sb.wait_for(port=8080, timeout=20)
-        assert 0.15 < time.monotonic() - began < 10
+        assert 0.15 < time.monotonic() - began < 30
         # A server that takes one client only must not lose it to the one who waits.
+        process.stdin.close()
         assert process.stdout.read() == b"nobody came\n"
 
 
 def test_a_udp_port_is_another_one() -> None:
-    with Sandbox() as sb, sb.popen(python(LISTEN, "0.1", "AF_INET", "SOCK_DGRAM", "127.0.0.1")):
+    command = python(LISTEN, "0.1", "AF_INET", "SOCK_DGRAM", "127.0.0.1")
+    with Sandbox() as sb, sb.popen(command, stdin=PIPE):
         sb.wait_for(port="8080/udp", timeout=20)
         with pytest.raises(TimeoutExpired):
             sb.wait_for(port="8080/tcp", timeout=0.1)
@@ -86,13 +89,14 @@ client = socket.socket()
 client.bind(("127.0.0.1", 8080))
 client.connect(("127.0.0.1", 8000))
 print("connected", flush=True)
-time.sleep(0.5)
+time.sleep(1000)
 """
     with Sandbox() as sb, sb.popen(python(source), stdout=PIPE) as process:
         process.stdout.readline()
         with pytest.raises(TimeoutExpired):
             sb.wait_for(port=8080, timeout=0.2)
-        sb.wait_for(port=8000, timeout=5)
+        sb.wait_for(port=8000, timeout=20)
+        process.kill()
 
 
 def test_the_same_ports_are_found_in_proc_where_the_kernel_has_no_inet_diag() -> None:
@@ -100,7 +104,7 @@ def test_the_same_ports_are_found_in_proc_where_the_kernel_has_no_inet_diag() ->
         assert sb._engine is not None
         for family, address in ((2, "127.0.0.1"), (10, "::1")):
             name = {2: "AF_INET", 10: "AF_INET6"}[family]
-            with sb.popen(python(LISTEN, "0", name, "SOCK_STREAM", address)):
+            with sb.popen(python(LISTEN, "0", name, "SOCK_STREAM", address), stdin=PIPE):
                 sb.wait_for(port=8080, timeout=20)
                 waiter = sb._engine.waiter
                 table = f"/proc/{sb._engine.pid}/net/{{}}{'6' if family == 10 else ''}"
@@ -128,7 +132,7 @@ def test_a_path_that_is_made(line: str) -> None:
     with Sandbox() as sb, sb.popen(["sh", "-c", f"sleep 0.2; {line}"]):
         began = time.monotonic()
         sb.wait_for(path="/work/a/b/c", timeout=20)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         assert sb.run(["test", "-e", "/work/a/b/c"]).returncode == 0
 
 
@@ -139,23 +143,15 @@ def test_a_path_that_is_there_already() -> None:
         sb.wait_for(path="/usr/bin/env", timeout=5)
 
 
-def test_a_path_is_seen_soon_after_it_is_made() -> None:
-    # By inotify, not by looking now and then: that would take half the pause between two looks.
-    source = """
-import sys, time
-time.sleep(0.05)
-open(sys.argv[1], "w").close()
-print(time.monotonic(), flush=True)
-"""
+def test_a_path_is_told_of_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By inotify, not by looking now and then: there is no second look before this is over.
+    monkeypatch.setattr(wait, "_LOOK", 1000.0)
+    source = "import sys, time; time.sleep(0.1); open(sys.argv[1], 'w').close()"
     with Sandbox() as sb:
         sb.run(["mkdir", "/work/a"], check=True)
-        delays = []
-        for number in range(10):
-            with sb.popen(python(source, f"/work/a/{number}"), stdout=PIPE) as process:
+        for number in range(5):
+            with sb.popen(python(source, f"/work/a/{number}")):
                 sb.wait_for(path=f"/work/a/{number}", timeout=20)
-                seen = time.monotonic()
-                delays.append(seen - float(process.stdout.readline()))
-        assert sorted(delays)[5] < wait._LOOK / 4
 
 
 def test_a_path_that_only_the_host_has_is_never_there(tmp_path: Any) -> None:
@@ -234,7 +230,7 @@ def test_output_that_can_no_longer_come(line: str) -> None:
         began = time.monotonic()
         with pytest.raises(StateError, match="ready"):
             sb.wait_for(output=(process, b"ready"), timeout=20)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         process.kill()
         assert process.stdout.read(3) == b"no\n"
 
@@ -260,7 +256,7 @@ def test_a_command_that_hangs_ends_with_the_patience() -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutExpired, match="wait_for"):
             sb.wait_for(command=["sleep", "1000"], timeout=0.3)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         assert sb.processes() == []
 
 
@@ -279,7 +275,7 @@ def test_waiting_ends_with_the_sandbox(what: dict[str, Any], beside: list[str]) 
         began = time.monotonic()
         with pytest.raises(StateError):
             sb.wait_for(**what)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         with pytest.raises(StateError):
             sb.wait_for(**what, timeout=20)
 
@@ -289,7 +285,7 @@ def test_waiting_for_output_ends_with_the_sandbox() -> None:
         began = time.monotonic()
         with pytest.raises(StateError):
             sb.wait_for(output=(process, b"ready"))
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("what", [{"port": 8080}, {"path": "/work/a"}, {"command": ["false"]}])
@@ -299,7 +295,7 @@ def test_patience_is_kept_to(what: dict[str, Any]) -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutExpired, match="wait_for") as caught:
             sb.wait_for(**what, timeout=0.3)
-        assert 0.3 <= time.monotonic() - began < 5
+        assert 0.3 <= time.monotonic() - began < 30
         assert caught.value.timeout == 0.3
         assert len(os.listdir("/proc/self/fd")) == before
 
@@ -354,7 +350,7 @@ with Sandbox() as sb, sb.popen(["sh", "-c", line], stdout=PIPE) as one:
     sb.wait_for(output=(one, b"ready"), timeout=20)
     sb.wait_for(path="/work/a/b", timeout=20)
     sb.wait_for(command=["test", "-e", "/work/a/b"], timeout=20)
-    with sb.popen(listen):
+    with sb.popen(listen, stdin=PIPE):
         sb.wait_for(port=8080, timeout=20)
 print("done")
 """

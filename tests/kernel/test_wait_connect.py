@@ -168,7 +168,7 @@ def test_waiting_for_who_begins_to_listen() -> None:
             process = server(sb, family, "SOCK_STREAM", bound, delay=0.3)
             began = time.monotonic()
             assert heard(sb.connect(address, timeout=20)) == b"heard you"
-            assert 0.2 < time.monotonic() - began < 10
+            assert 0.2 < time.monotonic() - began < 30
             ends(process)
 
 
@@ -178,7 +178,7 @@ def test_patience_has_an_end(address: Any) -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutExpired, match=r"connect\(") as caught:
             sb.connect(address, timeout=0.2)
-        assert 0.2 <= time.monotonic() - began < 5
+        assert 0.2 <= time.monotonic() - began < 30
         assert caught.value.timeout == 0.2
 
 
@@ -199,7 +199,7 @@ os.read(0, 1)
                 began = time.monotonic()
                 with pytest.raises(TimeoutExpired):
                     sb.connect("/run/s", timeout=0.3)
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 30
 
 
 # --- what is not reached ----------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_waiting_to_connect_ends_with_the_sandbox(command: list[str]) -> None:
         began = time.monotonic()
         with pytest.raises(StateError, match="lifetime"):
             sb.connect(8080, timeout=30)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
 
 
 def test_a_plain_user_connects_too(as_user: Callable[..., subprocess.CompletedProcess[str]]) -> None:

@@ -139,7 +139,7 @@ def test_what_waits_inside_tls_can_be_given_up(secure: Server, keys: Keys) -> No
         with Registry(proxy.name, ca=str(keys.ca), cancelled=cancelled) as registry:
             with pytest.raises(KeyboardInterrupt):
                 registry.catalogue()
-            assert time.monotonic() - deadline < 2
+            assert time.monotonic() - deadline < 20
 
 
 @pytest.mark.parametrize("listens", [True, False])
@@ -160,7 +160,7 @@ def test_what_waits_for_a_connection_can_be_given_up(listens: bool) -> None:
         with Registry(name, cancelled=cancelled) as registry:
             with pytest.raises(KeyboardInterrupt):
                 registry.ping()
-            assert time.monotonic() - deadline < 2
+            assert time.monotonic() - deadline < 20
 
 
 # --- without TLS ----------------------------------------------------------------------------------------

@@ -225,6 +225,12 @@ def sysctl() -> dict[str, str]:
 
 
 @probe
+def init_session() -> list[int]:
+    """Process group, session and terminal of pid 1, as they are numbered here: 0 is one of outside."""
+    return [int(field) for field in text("/proc/1/stat").rpartition(")")[2].split()[2:5]]
+
+
+@probe
 def init() -> dict[str, str]:
     """What can be read of pid 1, and done to it."""
     found = {}

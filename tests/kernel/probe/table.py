@@ -53,9 +53,15 @@ EVIDENCE: dict[str, tuple[str, ...]] = {
     "new-session": (
         "test_a_command_leads_a_session_without_a_terminal",
         "test_input_cannot_be_pushed_into_the_programs_terminal",
+        "test_pid_1_has_no_session_and_no_terminal_of_the_callers",
     ),
     "new-keyring": ("test_the_programs_keys_stay_with_it",),
-    "hidden-init": ("test_pid_1_in_sight_tells_nothing", "test_pid_1_is_protected_without_the_filter_too"),
+    "hidden-init": (
+        "test_pid_1_in_sight_tells_nothing",
+        "test_pid_1_is_protected_without_the_filter_too",
+        "test_pid_1_of_roots_is_out_of_reach_whatever_rights_are_inside",
+        "test_a_command_cannot_be_looked_into_before_its_program_runs",
+    ),
     "sealed-launcher": ("test_the_launcher_is_a_sealed_copy_in_memory",),
     "checked-cwd": (
         "test_a_working_directory_cannot_lead_out_through_a_descriptor",
