@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from kernel.probe.outside import OWN_NETWORK, WHO, program
+
+# Before 6.6 a plain user has no overlay in memory.
+pytestmark = [pytest.mark.userns, pytest.mark.overlay, pytest.mark.bridge, pytest.mark.kernel("6.6")]
 
 #: What can be closed, as source.
 HAVE = {
