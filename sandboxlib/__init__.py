@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sandboxlib import forks as _forks  # noqa: F401 - for what it registers
-
 if TYPE_CHECKING:
     from sandboxlib.alone import OpenNamespace, OpenNetwork, OpenRootfs
     from sandboxlib.blocking import DEVNULL, PIPE, STDOUT, Files, Process, Sandbox
@@ -176,6 +174,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    # Before anything else is loaded; a program that only has the pytest plugin forks without it.
+    import_module(f"{__name__}.forks")
     value: object = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import trio
 
+import sandboxlib.forks  # noqa: F401 - before anything else is loaded: a fork waits for that
 from sandboxlib import quantity
 from sandboxlib.bounds import COPIED, ENTRIES
 from sandboxlib.doors import door, doors
