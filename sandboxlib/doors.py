@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -38,15 +39,18 @@ def told(error: OSError, step: str) -> OSError:
     if isinstance(error, KernelError):
         error.tell(step)
         return error
+    # A file of Python's that is open the other way: what the call would have given, had it been made.
+    wrong_way = isinstance(error, io.UnsupportedOperation)
+    number = errno.EBADF if wrong_way else error.errno
     # Those of other modules, such as socket.gaierror, have numbers of their own.
-    foreign = isinstance(error, SandboxError) or type(error).__module__ != "builtins"
-    if foreign or error.errno is None or (place := _place(error.__traceback__)) is None:
+    foreign = isinstance(error, SandboxError) or (type(error).__module__ != "builtins" and not wrong_way)
+    if foreign or number is None or (place := _place(error.__traceback__)) is None:
         return error
     paths = (error.filename, error.filename2)
     shown = ", ".join(f'"{os.fsdecode(path)}"' for path in paths if isinstance(path, str | bytes))
     # Where nothing more can be opened, its source cannot be read either.
-    call = "open" if error.errno in (errno.EMFILE, errno.ENFILE) else _call(*place)
-    return KernelError(error.errno, f"{call}({shown})", step)
+    call = "open" if number in (errno.EMFILE, errno.ENFILE) else _call(*place)
+    return KernelError(number, f"{call}({shown})", step)
 
 
 def _place(trace: TracebackType | None) -> tuple[CodeType, int] | None:

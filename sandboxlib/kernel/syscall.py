@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno as _errno
+import io
 import os
 
 from sandboxlib._native import ffi, lib
@@ -62,9 +63,11 @@ def failed(error: OSError, call: str, step: str = "", hint: str = "") -> OSError
 
     One that no system call has raised is handed back as it is, such as the TimeoutError of a signal handler.
     """
-    if error.errno is None or isinstance(error, SandboxError):
+    # A file of Python's that is open the other way: no call is made, and this is what it would have given.
+    number = _errno.EBADF if isinstance(error, io.UnsupportedOperation) else error.errno
+    if number is None or isinstance(error, SandboxError):
         return error
-    return KernelError(error.errno, call, step, hint)
+    return KernelError(number, call, step, hint)
 
 
 def address(buffer: bytes | bytearray) -> int:

@@ -276,3 +276,11 @@ def test_who_is_another_user_by_now_is_told_what_could_not_be_removed_and_can_go
     said = program("root", OTHER_USER)
     assert [each[1:] for each in said] == [["close()"], ["the sandbox is closed"], ["close()"]]
     assert {said[0][0], said[2][0]} == {"KernelPermissionError"}
+
+
+def test_a_file_that_is_open_the_other_way_is_told_as_the_kernel_would(tmp_path: Path) -> None:
+    (tmp_path / "read").touch()
+    with (tmp_path / "read").open("rb") as target, Sandbox() as sandbox:
+        with pytest.raises(KernelError, match="EBADF"):
+            sandbox.export(target)
+        assert sandbox.run(["true"]).returncode == 0
