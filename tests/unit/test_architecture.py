@@ -72,6 +72,7 @@ MEMBERS: dict[str, str] = {
     "trio_files": "faces",
     "trio_process": "faces",
     "trio_waiter": "faces",
+    "asyncio_waiter": "faces",
     "__init__": "top",
     "__main__": "top",
     "cli": "top",
@@ -96,7 +97,7 @@ ONLY_IN = {
     "compression": ("image/",),
     "backports": ("image/",),
     "trio": ("trio.py", "trio_process.py", "trio_images.py", "trio_waiter.py"),
-    "asyncio": (),
+    "asyncio": ("asyncio_waiter.py",),
 }
 # What `import sandboxlib` must not load, for the time it takes or the threads it starts.
 HEAVY = [
